@@ -1,0 +1,267 @@
+"""What happens around the training steps: figures are recorded, checkpoints written, progress is shown."""
+
+import csv
+import io
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from capsnet.errors import InputError
+from capsnet.runs import CHECKPOINT, METRICS, write_atomically
+
+CHECKPOINT_SECONDS = 60.0
+"""A checkpoint is written at the end of every epoch, and within an epoch when the last one is older than this."""
+CHECK_EVERY = 50
+"""Steps between two looks at whether the loss is finite; each look makes a GPU wait."""
+
+
+class TrainingInterruptedError(Exception):
+    """Training was stopped by a signal, after the step that was under way."""
+
+    def __init__(self, signal_number: int, where: str) -> None:
+        super().__init__(where)
+        self.signal_number = signal_number
+
+
+class Recorder(Callback):
+    """Averages the losses of each epoch and writes them as one line to `metrics.csv` and to the loggers.
+
+    The sums stay on the device until the epoch ends, and travel in the checkpoint, so that a resumed run records what
+    an undisturbed one would.
+    """
+
+    def __init__(self, batch_size: int, folder: Path | None) -> None:
+        self.batch_size = batch_size
+        self.folder = folder
+        self.rows: list[dict[str, Any]] = []
+        self.sums: dict[str, torch.Tensor] = {}
+        self.learning_rate = 0.0
+        self.seconds = 0.0  # of this epoch, before the last resumption
+        self.started = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._add(outputs)
+        if (batch_idx + 1) % CHECK_EVERY == 0:
+            self.refuse_unless_finite(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._add(outputs)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.refuse_unless_finite(trainer)
+        sums = {name: float(value) for name, value in self.sums.items()}
+        images = sums.pop("images")
+        held_out_images, held_out_errors = sums.pop("held_out_images", 0), sums.pop("held_out_errors", 0)
+        seconds = self.seconds + time.perf_counter() - self.started
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+        row |= {name: value / images for name, value in sums.items() if name != "errors"}
+        row["train_error"] = 100 * sums["errors"] / images
+        if held_out_images:
+            row["held_out_error"] = 100 * held_out_errors / held_out_images
+        row |= {
+            "learning_rate": self.learning_rate,
+            "seconds": round(seconds, 2),
+            "images_per_second": round(images / seconds, 1),
+        }
+        self.rows.append(row)
+        self.sums, self.seconds, self.started = {}, 0.0, time.perf_counter()
+        if self.folder:
+            write_atomically(self.folder / METRICS, _as_csv(self.rows))
+        for logger in trainer.loggers:
+            logger.log_metrics({name: float(value) for name, value in row.items()}, step=trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        seconds = self.seconds + time.perf_counter() - self.started
+        return {"rows": self.rows, "sums": {k: v.cpu() for k, v in self.sums.items()}, "seconds": seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows, self.sums, self.seconds = state_dict["rows"], state_dict["sums"], state_dict["seconds"]
+
+    def refuse_unless_finite(self, trainer: Trainer) -> None:
+        """Raises `InputError` if any loss of this epoch so far was infinite or not a number."""
+        if all(bool(value.isfinite()) for value in self.sums.values()):
+            return
+        kept = f"; the last good checkpoint is kept in {self.folder / CHECKPOINT}" if self.folder else ""
+        raise InputError(
+            f"the loss is no longer finite (epoch {trainer.current_epoch + 1}, before step {trainer.global_step}); "
+            f"try a smaller learning rate{kept}"
+        )
+
+    def _add(self, sums: dict[str, torch.Tensor]) -> None:
+        for name, value in sums.items():
+            if name != "loss":  # Lightning's own entry; ours are sums over images
+                self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value.clone()
+
+
+class Checkpoints(Checkpoint):
+    """Keeps `last.ckpt` fresh, and turns Ctrl-C and SIGTERM into a checkpoint after the step under way.
+
+    Lightning calls subclasses of its `Checkpoint` after all other callbacks, so what is saved is complete.
+    """
+
+    def __init__(self, recorder: Recorder, folder: Path | None) -> None:
+        self.recorder = recorder
+        self.folder = folder
+        self.saved = time.perf_counter()
+        self.signal_number = 0
+        self.handlers: dict[int, Any] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        try:
+            self.handlers = {
+                number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+            }
+        except ValueError:  # not the main thread: signals are somebody else's there
+            self.handlers = {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.is_last_batch and not self.signal_number:
+            return  # the epoch's end follows, with what belongs to it, and saves
+        if self.signal_number or time.perf_counter() - self.saved > CHECKPOINT_SECONDS:
+            self._save(trainer, pl_module)
+        if self.signal_number:
+            where = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
+            raise TrainingInterruptedError(self.signal_number, where)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._restore_handlers()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore_handlers()
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.folder:
+            return
+        self.recorder.refuse_unless_finite(trainer)
+        # A finite loss can be followed by an update that is not; such weights must not replace good ones.
+        if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
+            raise InputError("the weights are no longer finite; try a smaller learning rate")
+        trainer.save_checkpoint(self.folder / CHECKPOINT)
+        self.saved = time.perf_counter()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number:  # the second time, at once
+            raise KeyboardInterrupt
+        self.signal_number = number
+        print("stopping after this step …", file=sys.stderr)
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all, and reads them without executing anything they contain."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomically(Path(path), buffer.getvalue())
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except Exception as error:  # torch.load raises nearly every kind on damaged files
+            reason = str(error).strip().splitlines()
+            raise InputError(f"{path} is damaged or no checkpoint: {reason[0] if reason else error!r}") from None
+
+
+class ShowProgress(Callback):
+    """A bar on standard error with images/s, loss and time left in the run, and a line for each epoch done."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.console = Console(stderr=True, highlight=False)
+        self.progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]} images/s  loss {task.fields[loss]} "),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("left"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        total = int(trainer.estimated_stepping_batches)
+        self.progress.start()
+        self.task = self.progress.add_task(
+            "", total=total, completed=trainer.global_step, epoch=self._epoch(trainer), rate="–", loss="–"
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.progress.disable:
+            return
+        task = self.progress.tasks[self.task]
+        fields: dict[str, Any] = {"epoch": self._epoch(trainer)}
+        if trainer.global_step % 10 == 0:  # reading the loss makes a GPU wait
+            fields["loss"] = f"{float(outputs['loss']):.4f}"
+            fields["rate"] = f"{task.speed * self.recorder.batch_size:,.0f}" if task.speed else "–"
+        self.progress.update(self.task, completed=trainer.global_step, **fields)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        row = self.recorder.rows[-1]
+        held_out = f"  held-out error {row['held_out_error']:.2f} %" if "held_out_error" in row else ""
+        self.console.print(
+            f"epoch {row['epoch']}/{trainer.max_epochs}  loss {row['loss_mean']:.4f}  "
+            f"train error {row['train_error']:.2f} %{held_out}  "
+            f"{row['images_per_second']:,.0f} images/s  {row['seconds']:.0f} s",
+            soft_wrap=True,
+        )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.progress.stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.progress.stop()
+
+    @staticmethod
+    def _epoch(trainer: Trainer) -> str:
+        return f"{min(trainer.current_epoch + 1, trainer.max_epochs or math.inf)}/{trainer.max_epochs}"
+
+
+def _as_csv(rows: list[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()

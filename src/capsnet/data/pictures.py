@@ -1,0 +1,157 @@
+"""A picture file as a user has it, made into what a model was trained on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from capsnet.data.image_set import ImageSet
+from capsnet.errors import InputError
+
+MAX_PIXELS = 100_000_000
+"""Larger pictures are refused: decoded, one would take more memory than a model."""
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How the images of a training set are framed, so that foreign pictures can be framed alike.
+
+    `background` is "black" or "white" where the set has a plain background, else None. `extent` is the usual size
+    of what stands on that background, as a share of the image's side (20/28 in MNIST); `centre` is where its centre
+    of mass usually lies, as a share of height and width.
+    """
+
+    background: Literal["black", "white"] | None = None
+    extent: float = 1.0
+    centre: tuple[float, float] = (0.5, 0.5)
+
+
+def measure_framing(image_set: ImageSet, sample: int = 1000) -> Framing:
+    """Find out how the images of a set are framed, from its first `sample` images."""
+    images = image_set.images[:sample].float().mean(dim=1) / 255  # (N, H, W)
+    border = torch.cat([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], dim=1)
+    level = float(border.mean())
+    if 0.05 < level < 0.95:
+        return Framing()
+    background: Literal["black", "white"] = "black" if level < 0.5 else "white"
+    ink = (images if background == "black" else 1 - images).numpy()
+    extents = [max(bottom - top, right - left) for top, bottom, left, right in map(_bounding_box, ink)]
+    down, right = np.mean([_centre_of_mass(image) for image in ink], axis=0) / ink.shape[1:]
+    extent = float(np.median(extents)) / max(ink.shape[1:])
+    return Framing(background, round(extent, 3), (round(float(down), 3), round(float(right), 3)))
+
+
+def read_picture(
+    path: str | Path, shape: tuple[int, int, int], framing: Framing | None = None
+) -> UInt8[Tensor, "channels height width"]:
+    """Read a picture of any size, format and colour as an image of `shape` (channels, height, width).
+
+    A picture that already has the model's size is taken as it is. Any other is scaled to fit, keeping its aspect. If
+    the training images have a plain background, the picture is turned over when its own background is the other one
+    (ink on paper becomes white on black), cut to what stands on it, and that is scaled to the usual extent and centred
+    by its centre of mass, as MNIST was made.
+
+    Raises `InputError` if the file is missing, no picture, damaged or larger than `MAX_PIXELS`.
+    """
+    framing = framing or Framing()
+    channels, height, width = shape
+    picture = _decode(Path(path), "L" if channels == 1 else "RGB")
+    if channels not in (1, 3):
+        raise InputError(f"pictures have 1 or 3 channels, but this model takes {channels}")
+    pixels = np.asarray(picture, dtype=np.float32).reshape(picture.height, picture.width, channels)
+    if framing.background is not None:
+        pixels = _match_background(pixels, framing.background)
+    if pixels.shape[:2] != (height, width):
+        pixels = _frame(pixels, (height, width), framing)
+    return torch.from_numpy(pixels.round().clip(0, 255).astype(np.uint8)).permute(2, 0, 1).contiguous()
+
+
+def _decode(path: Path, mode: str) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise InputError(f"{path} has {picture.width}×{picture.height} pixels; the limit is {MAX_PIXELS:,}")
+            picture.load()
+            upright = ImageOps.exif_transpose(picture)
+            if upright.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would cut, not scale
+                upright = Image.fromarray((np.asarray(upright) / 257).clip(0, 255).astype(np.uint8))
+            if upright.has_transparency_data:  # transparent pixels show the paper behind them
+                rgba = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+            return upright.convert(mode)
+    except FileNotFoundError:
+        raise InputError(f"there is no picture {path}") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder, not a picture") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{path} is not a picture that can be read (PNG, JPEG, … are)") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"{path} has too many pixels; the limit is {MAX_PIXELS:,}") from None
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on damaged files
+        raise InputError(f"{path} is damaged or cannot be read: {error}") from None
+
+
+def _match_background(pixels: np.ndarray, wanted: str) -> np.ndarray:
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    found = "white" if np.median(border) > 127 else "black"
+    return pixels if found == wanted else 255 - pixels
+
+
+def _frame(pixels: np.ndarray, size: tuple[int, int], framing: Framing) -> np.ndarray:
+    """Scale to fit into `size`, on the set's background, centred."""
+    if framing.background is None:
+        content = _resize(pixels, min(size[0] / pixels.shape[0], size[1] / pixels.shape[1]))
+        return _place(content, size, (np.array(size) - content.shape[:2]) / 2)
+    paper = 255 if framing.background == "white" else 0
+    ink = np.abs(pixels - paper)
+    top, bottom, left, right = _bounding_box(ink.mean(axis=2) / 255)
+    ink = ink[top:bottom, left:right]
+    ink = _resize(ink, framing.extent * min(size) / max(ink.shape[:2]))
+    return np.abs(paper - _place(ink, size, np.array(framing.centre) * size - _centre_of_mass(ink.mean(axis=2))))
+
+
+def _bounding_box(ink: np.ndarray) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right) of what is clearly darker or lighter than the background; all, if nothing is."""
+    marked = ink > max(0.5 * float(ink.max()), 0.1)
+    rows, columns = np.flatnonzero(marked.any(axis=1)), np.flatnonzero(marked.any(axis=0))
+    if not len(rows):
+        return 0, ink.shape[0], 0, ink.shape[1]
+    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+
+
+def _resize(pixels: np.ndarray, scale: float) -> np.ndarray:
+    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+    bands = [
+        np.asarray(
+            Image.fromarray(band).resize(
+                (width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
+            )
+        )
+        for band in np.moveaxis(pixels, 2, 0)
+    ]
+    return np.stack(bands, axis=2)
+
+
+def _centre_of_mass(mass: np.ndarray) -> np.ndarray:
+    if not mass.any():
+        return np.array(mass.shape) / 2
+    return np.array(
+        [np.average(np.arange(n) + 0.5, weights=mass.sum(axis=1 - axis)) for axis, n in enumerate(mass.shape)]
+    )
+
+
+def _place(content: np.ndarray, size: tuple[int, int], corner: np.ndarray) -> np.ndarray:
+    """Put `content` on a black image of `size` with its upper left at `corner` (down, right), or where it fits."""
+    image = np.zeros((*size, content.shape[2]), dtype=np.float32)
+    content = content[: size[0], : size[1]]
+    room = np.array(size) - content.shape[:2]
+    top, left = np.clip(np.round(corner), 0, room).astype(int)
+    image[top : top + content.shape[0], left : left + content.shape[1]] = content
+    return image

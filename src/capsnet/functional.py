@@ -1,0 +1,93 @@
+"""The paper's equations as pure functions: squash, lengths, margin loss, reconstruction loss.
+
+Source of all: Sabour, Frosst and Hinton, *Dynamic Routing Between Capsules*, NIPS 2017.
+
+No epsilon appears in this file. A vector is split into its norm and its direction, each computed so that neither
+overflows, underflows nor divides by zero; values and gradients are then finite for every finite input, the zero
+vector included, where both squash and norm get the gradient zero.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+MARGIN_PRESENT = 0.9
+"""m⁺ of equation 4: a capsule whose class is present should be at least this long."""
+MARGIN_ABSENT = 0.1
+"""m⁻ of equation 4: a capsule whose class is absent should be at most this long."""
+ABSENT_WEIGHT = 0.5
+"""λ of equation 4: down-weights the absent classes, so that early training does not shrink every capsule."""
+RECONSTRUCTION_WEIGHT = 0.0005
+"""Weight of the summed squared pixel differences beside the margin loss."""
+
+
+def squash(s: Float[Tensor, "*shape"], dim: int = -1) -> Float[Tensor, "*shape"]:
+    """Shrink vectors to a length below one, keeping their direction (equation 1).
+
+    `v = ‖s‖² / (1 + ‖s‖²) · s / ‖s‖`, along `dim`; `squash(0) = 0` with gradient 0.
+    """
+    norm, direction = _norm_and_direction(_widen(s), dim)
+    # gain = n² / (1 + n²), written with x = min(n, 1/n) so that no square overflows.
+    above_one = norm > 1
+    x = torch.where(above_one, torch.where(above_one, norm, 1).reciprocal(), norm)
+    x_squared = x * x
+    gain = torch.where(above_one, 1, x_squared) / (1 + x_squared)
+    return (gain * direction).to(s.dtype)
+
+
+def lengths(v: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
+    """Length of each capsule: the probability that its entity is present. The gradient at a zero vector is 0."""
+    norm, _ = _norm_and_direction(_widen(v), -1)
+    return norm.squeeze(-1).to(v.dtype)
+
+
+def margin_loss(
+    lengths: Float[Tensor, "batch classes"],
+    targets: Int[Tensor, " batch"] | Float[Tensor, "batch classes"] | Int[Tensor, "batch classes"],
+) -> Float[Tensor, ""]:
+    """Margin loss (equation 4), summed over the classes and averaged over the batch.
+
+    `L_k = T_k max(0, m⁺ − ‖v_k‖)² + λ (1 − T_k) max(0, ‖v_k‖ − m⁻)²`
+
+    `targets` holds a class number for each image, or a multi-hot row for each image when several classes may be
+    present. Raises `ValueError` for any other shape.
+    """
+    present = _multi_hot(targets, lengths)
+    too_short = (MARGIN_PRESENT - lengths).clamp(min=0).square()
+    too_long = (lengths - MARGIN_ABSENT).clamp(min=0).square()
+    per_class = present * too_short + ABSENT_WEIGHT * (1 - present) * too_long
+    return per_class.sum(dim=1).mean()
+
+
+def reconstruction_loss(
+    reconstruction: Float[Tensor, "batch channels height width"], images: Float[Tensor, "batch channels height width"]
+) -> Float[Tensor, ""]:
+    """Squared pixel differences, **summed** over each image and averaged over the batch (paper, section 4.1)."""
+    return (reconstruction - images).square().flatten(1).sum(dim=1).mean()
+
+
+def _widen(x: Tensor) -> Tensor:
+    """Half-precision types have too few bits for sums of squares; they are computed in float32 and rounded once."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _norm_and_direction(s: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Norm (kept as a dimension of size 1) and unit vector along `dim`; the zero vector has direction zero."""
+    # Dividing by the largest component first keeps the squares between 0 and 1. The scale is a constant to autograd:
+    # norm and direction do not depend on it.
+    scale = s.detach().abs().amax(dim, keepdim=True)
+    scaled = s / torch.where(scale > 0, scale, 1)
+    sum_of_squares = scaled.square().sum(dim, keepdim=True)
+    root = torch.where(sum_of_squares > 0, sum_of_squares, 1).sqrt()  # √ has no gradient at 0
+    return scale * root, scaled / root
+
+
+def _multi_hot(targets: Tensor, lengths: Tensor) -> Tensor:
+    if targets.shape == lengths.shape:
+        return targets.to(lengths.dtype)
+    if targets.shape == lengths.shape[:1] and not targets.is_floating_point():
+        return torch.nn.functional.one_hot(targets.long(), lengths.shape[1]).to(lengths.dtype)
+    raise ValueError(
+        f"targets must be class numbers of shape ({lengths.shape[0]},) or multi-hot rows of shape "
+        f"{tuple(lengths.shape)}, not {targets.dtype} of shape {tuple(targets.shape)}"
+    )

@@ -1,0 +1,1 @@
+"""What a capsule knows, made visible: functions that return data, and functions that draw it."""

@@ -1,0 +1,57 @@
+"""The paper's Procedure 1 and equations 1 to 4 in plain NumPy float64 loops, written from the paper alone.
+
+Slow and obvious on purpose: every fast path of the package is compared with this.
+"""
+
+import numpy as np
+
+
+def squash(s):
+    norm = np.sqrt(sum(x * x for x in s))
+    if norm == 0:
+        return np.zeros_like(s)
+    return (norm**2 / (1 + norm**2)) * (s / norm)
+
+
+def softmax(b):
+    e = np.exp(b - b.max())
+    return e / e.sum()
+
+
+def routing(u, W, iterations, leaky=False):
+    """u (B, I, d), W (J, I, d, D) → v (B, J, D) and the couplings of each iteration (r, B, J, I)."""
+    u, W = np.asarray(u, np.float64), np.asarray(W, np.float64)
+    batch, I, _ = u.shape
+    J, _, _, D = W.shape
+    outputs = np.zeros((batch, J, D))
+    history = np.zeros((iterations, batch, J, I))
+    for n in range(batch):
+        votes = np.zeros((I, J, D))
+        for i in range(I):
+            for j in range(J):
+                votes[i, j] = u[n, i] @ W[j, i]
+        b = np.zeros((I, J))
+        for r in range(iterations):
+            c = np.zeros((I, J))
+            for i in range(I):
+                c[i] = softmax(np.append(b[i], 0.0))[:J] if leaky else softmax(b[i])
+            history[r, n] = c.T
+            v = np.zeros((J, D))
+            for j in range(J):
+                s = np.zeros(D)
+                for i in range(I):
+                    s += c[i, j] * votes[i, j]
+                v[j] = squash(s)
+            for i in range(I):
+                for j in range(J):
+                    b[i, j] += votes[i, j] @ v[j]
+        outputs[n] = v
+    return outputs, history
+
+
+def margin_loss(lengths, multi_hot):
+    total = 0.0
+    for row, present in zip(lengths, multi_hot, strict=True):
+        for length, t in zip(row, present, strict=True):
+            total += t * max(0.0, 0.9 - length) ** 2 + 0.5 * (1 - t) * max(0.0, length - 0.1) ** 2
+    return total / len(lengths)

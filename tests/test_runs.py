@@ -1,0 +1,109 @@
+import json
+import os
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+
+import capsnet
+from capsnet import runs
+
+
+def small():
+    return capsnet.CapsNet((1, 17, 17), 2, conv_channels=4, primary_types=2, decoder_hidden=(8,))
+
+
+@pytest.fixture
+def run(tmp_path):
+    capsnet.save(small(), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    model = small()
+    capsnet.save(model, tmp_path / "deep" / "run")
+    loaded = capsnet.load(tmp_path / "deep" / "run")
+    assert loaded.config == model.config
+    assert all(loaded.state_dict()[name].equal(tensor) for name, tensor in model.state_dict().items())
+    images = torch.rand(2, 1, 17, 17)
+    assert loaded(images).capsules.equal(model.eval()(images).capsules)
+
+
+def test_missing_folders_and_files_are_named(tmp_path, run):
+    with pytest.raises(capsnet.InputError, match="there is no run folder"):
+        capsnet.load(tmp_path / "none")
+    with pytest.raises(capsnet.InputError, match="is not a run folder"):
+        capsnet.load(tmp_path)
+    (run / runs.WEIGHTS).unlink()
+    with pytest.raises(capsnet.InputError, match="not complete"):
+        capsnet.load(run)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 7, 8, 100, 1000, -1])
+def test_truncated_weights_are_refused(run, keep):
+    whole = (run / runs.WEIGHTS).read_bytes()
+    (run / runs.WEIGHTS).write_bytes(whole[:keep])
+    with pytest.raises(capsnet.InputError, match=r"model\.safetensors is damaged"):
+        capsnet.load(run)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "{}", '{"model": 3}', '{"model": {"name": "capsnet"}}'])
+def test_damaged_configs_are_refused(run, content):
+    (run / runs.CONFIG).write_text(content)
+    with pytest.raises(capsnet.InputError, match=r"config\.json is damaged"):
+        capsnet.load(run)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_classes", 3), ("in_shape", [1, 9999999, 9999999]), ("in_shape", "x"), ("capsule_dim", -1)]
+)
+def test_configs_that_do_not_fit_the_weights_are_refused(run, key, value):
+    config = json.loads((run / runs.CONFIG).read_text())
+    config["model"]["config"][key] = value
+    (run / runs.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(capsnet.InputError):
+        capsnet.load(run)
+
+
+def test_foreign_weights_are_refused(run):
+    (run / runs.WEIGHTS).write_bytes(safetensors.torch.save({"conv.weight": torch.zeros(3)}))
+    with pytest.raises(capsnet.InputError, match="not this model's"):
+        capsnet.load(run)
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch exploded",)
+
+
+def test_nothing_that_is_loaded_can_execute_code(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bomb = pickle.dumps(Bomb())
+    (run / runs.WEIGHTS).write_bytes(bomb)
+    with pytest.raises(capsnet.InputError):
+        capsnet.load(run)
+    from capsnet.callbacks import SafeCheckpointIO
+
+    for content in (bomb, b"", b"PK\x03\x04"):
+        (run / runs.CHECKPOINT).write_bytes(content)
+        with pytest.raises(capsnet.InputError, match=r"last\.ckpt is damaged"):
+            SafeCheckpointIO().load_checkpoint(run / runs.CHECKPOINT)
+    torch.save({"model": Bomb()}, run / runs.CHECKPOINT)
+    with pytest.raises(capsnet.InputError, match=r"last\.ckpt is damaged"):
+        SafeCheckpointIO().load_checkpoint(run / runs.CHECKPOINT)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    runs.write_atomically(path, b"old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(capsnet.InputError, match="No space left on device; what was saved before is intact"):
+        runs.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]

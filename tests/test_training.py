@@ -1,0 +1,226 @@
+"""Training on tiny networks and sets: what is learnt, recorded, kept and resumed."""
+
+import contextlib
+import csv
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import capsnet
+from capsnet import callbacks, runs
+from capsnet.training import Batches, mix_seed
+
+QUICK = {"epochs": 3, "batch_size": 16, "max_shift": 1}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return capsnet.open_dataset("mnist", "test").select(slice(64))
+
+
+def small(seed=0, **sizes):
+    torch.manual_seed(seed)
+    sizes = {"conv_channels": 16, "primary_types": 4, "decoder_hidden": (32, 64), **sizes}
+    return capsnet.CapsNet((1, 28, 28), 10, **sizes)
+
+
+def fit(model, digits, recipe=None, **options):
+    return capsnet.fit(model, digits, recipe or capsnet.Recipe(**QUICK), device="cpu", progress=False, **options)
+
+
+def weights(path):
+    return (path / runs.WEIGHTS).read_bytes()
+
+
+def test_64_images_are_learnt_to_zero_error(digits):
+    model = small()
+    rows = fit(model, digits, capsnet.Recipe(epochs=25, batch_size=16, max_shift=0, learning_rate=3e-3))
+    assert capsnet.evaluate(model, digits).errors == 0
+    assert rows[-1]["loss_mean"] < rows[0]["loss_mean"] / 5
+    assert rows[-1]["reconstruction_loss"] < rows[0]["reconstruction_loss"]
+
+
+def test_the_cnn_learns_too():
+    two = capsnet.open_dataset("mnist", "test")
+    two = two.select(torch.nonzero(two.labels < 2)[:32, 0])
+    small_images = capsnet.ImageSet(two.images[:, :, 4:24:2, 4:24:2].contiguous(), two.labels, two.class_names)
+    torch.manual_seed(0)
+    model = capsnet.BaselineCNN((1, 10, 10), 10)
+    fit(model, small_images, capsnet.Recipe(epochs=12, batch_size=8, max_shift=0))
+    assert capsnet.evaluate(model, small_images).errors == 0
+
+
+def test_a_run_leaves_everything_behind(digits, tmp_path):
+    model = small()
+    rows = fit(model, digits, out=tmp_path / "run", held_out=digits.select(slice(20)), tensorboard=True)
+    recorded = list(csv.DictReader((tmp_path / "run" / runs.METRICS).open()))
+    assert [int(row["epoch"]) for row in recorded] == [1, 2, 3]
+    assert [float(row["held_out_error"]) for row in recorded] == [row["held_out_error"] for row in rows]
+    assert float(recorded[-1]["learning_rate"]) == pytest.approx(1e-5)
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
+    loaded = capsnet.load(tmp_path / "run")
+    assert not loaded.training
+    for name, tensor in model.state_dict().items():
+        assert loaded.state_dict()[name].equal(tensor)
+    assert not list((tmp_path / "run").glob("*.partial"))
+
+
+def test_the_held_out_error_is_that_of_the_weights_at_hand(digits):
+    model, held_out = small(), digits.select(slice(20, 50))
+    rows = fit(model, digits.select(slice(20)), held_out=held_out)
+    assert rows[-1]["held_out_error"] == pytest.approx(capsnet.evaluate(model, held_out).error)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(digits, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        fit(small(), digits, capsnet.Recipe(**QUICK, seed=seed), out=tmp_path / name)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
+
+
+def patched(owner, name, value):
+    patch = pytest.MonkeyPatch()
+    patch.setattr(owner, name, value)
+    return contextlib.closing(SimpleNamespace(close=patch.undo))
+
+
+class PullThePlug(BaseException):
+    """As sudden as a test can be inside its own process; `test_cli.py` uses kill -9."""
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 6, 8, 11])
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_resumed_run_ends_in_the_same_weights_bit_for_bit(digits, tmp_path, monkeypatch, stop_at, ema_decay):
+    # 64 images in batches of 16: steps 4 and 8 end an epoch. With dropout-like randomness seeded by step as well.
+    recipe = capsnet.Recipe(**QUICK, ema_decay=ema_decay)
+    held_out = digits.select(slice(10))
+    undisturbed = fit(small(), digits, recipe, out=tmp_path / "whole", held_out=held_out)
+
+    monkeypatch.setattr(callbacks, "CHECKPOINT_SECONDS", 0.0)  # after every step
+    batch = Batches.train_batch
+
+    def stop(self, epoch, step):
+        if epoch * 4 + step == stop_at:
+            raise PullThePlug
+        return batch(self, epoch, step)
+
+    with patched(Batches, "train_batch", stop), pytest.raises(PullThePlug):
+        fit(small(), digits, recipe, out=tmp_path / "cut", held_out=held_out)
+    assert not (tmp_path / "cut" / runs.WEIGHTS).exists()
+    # Another model object with other weights: all of it must come from the checkpoint.
+    resumed = fit(small(seed=9), digits, recipe, out=tmp_path / "cut", held_out=held_out, resume=True)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    timeless = [{k: v for k, v in row.items() if "second" not in k} for row in resumed]
+    assert timeless == [{k: v for k, v in row.items() if "second" not in k} for row in undisturbed]
+
+
+def test_dropout_is_resumed_bit_for_bit_too(digits, tmp_path, monkeypatch):
+    images = digits.images[:, :, 8:20, 8:20].contiguous()
+    crops = capsnet.ImageSet(images, digits.labels, digits.class_names)
+    recipe = capsnet.Recipe(epochs=1, batch_size=16, max_shift=0)
+
+    def cnn():
+        torch.manual_seed(0)
+        return capsnet.BaselineCNN((1, 12, 12), 10)
+
+    fit(cnn(), crops, recipe, out=tmp_path / "whole")
+    monkeypatch.setattr(callbacks, "CHECKPOINT_SECONDS", 0.0)
+    batch = Batches.train_batch
+
+    def stop(self, epoch, step):
+        if step == 2:
+            raise PullThePlug
+        return batch(self, epoch, step)
+
+    with patched(Batches, "train_batch", stop), pytest.raises(PullThePlug):
+        fit(cnn(), crops, recipe, out=tmp_path / "cut")
+    torch.manual_seed(12345)  # the state of the global generator is nothing that a run depends on
+    fit(cnn(), crops, recipe, out=tmp_path / "cut", resume=True)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def test_ema_gives_other_weights_than_none(digits, tmp_path):
+    fit(small(), digits, out=tmp_path / "plain")
+    fit(small(), digits, capsnet.Recipe(**QUICK, ema_decay=0.9), out=tmp_path / "averaged")
+    assert weights(tmp_path / "plain") != weights(tmp_path / "averaged")
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(callbacks, "CHECK_EVERY", 1)
+    monkeypatch.setattr(callbacks, "CHECKPOINT_SECONDS", 0.0)
+    batch = Batches.train_batch
+
+    def poisoned(self, epoch, step):
+        images, labels = batch(self, epoch, step)
+        return (images * float("nan") if (epoch, step) == (1, 1) else images), labels
+
+    told = r"no longer finite.*epoch 2.*kept in"
+    with patched(Batches, "train_batch", poisoned), pytest.raises(capsnet.InputError, match=told):
+        fit(small(), digits, out=tmp_path / "run")
+    checkpoint = torch.load(tmp_path / "run" / runs.CHECKPOINT, weights_only=True)
+    assert checkpoint["global_step"] == 5
+    assert all(tensor.isfinite().all() for tensor in checkpoint["state_dict"].values())
+    fit(small(), digits, out=tmp_path / "run", resume=True)
+    fit(small(), digits, out=tmp_path / "whole")
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_weights_that_are_not_finite_are_never_saved(digits, tmp_path):
+    with pytest.raises(capsnet.InputError, match="no longer finite"):
+        fit(small(), digits, capsnet.Recipe(**QUICK, learning_rate=1e38), out=tmp_path / "run")
+    assert not (tmp_path / "run" / runs.WEIGHTS).exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": 1e-6},
+        {"learning_rate": float("nan")},
+        {"max_shift": -1},
+        {"ema_decay": 1.0},
+        {"seed": -1},
+    ],
+)
+def test_recipes_that_cannot_be_are_refused(wrong):
+    with pytest.raises(capsnet.InputError):
+        capsnet.Recipe(**wrong)
+
+
+def test_model_and_data_must_fit(digits):
+    with pytest.raises(capsnet.InputError, match=r"takes images of .*\(1, 20, 20\)"):
+        fit(capsnet.CapsNet((1, 20, 20), 10, conv_channels=8), digits)
+    with pytest.raises(capsnet.InputError, match="has 7 classes, but this set has 10"):
+        fit(capsnet.CapsNet((1, 28, 28), 7, conv_channels=8), digits)
+
+
+def test_a_run_folder_is_not_overwritten_and_a_resumed_run_keeps_its_recipe(digits, tmp_path):
+    fit(small(), digits, out=tmp_path / "run")
+    with pytest.raises(capsnet.InputError, match="already holds a run"):
+        fit(small(), digits, out=tmp_path / "run")
+    with pytest.raises(capsnet.InputError, match="another recipe"):
+        fit(small(), digits, capsnet.Recipe(**{**QUICK, "epochs": 4}), out=tmp_path / "run", resume=True)
+    with pytest.raises(capsnet.InputError, match="complete"):
+        fit(small(), digits, out=tmp_path / "run", resume=True)
+    with pytest.raises(capsnet.InputError, match="no run folder"):
+        fit(small(), digits, out=tmp_path / "none", resume=True)
+
+
+def test_batches_cover_every_image_once_and_follow_from_seed_and_epoch(digits):
+    recipe = capsnet.Recipe(**{**QUICK, "batch_size": 24, "max_shift": 0})
+
+    def epoch(number):
+        batches = Batches(digits, None, recipe)
+        return torch.cat([batches.train_batch(number, step)[0] for step in range(len(batches.train_dataloader()))])
+
+    everything = digits.images.float() / 255
+    assert sorted(x.sum().item() for x in epoch(0)) == pytest.approx(sorted(x.sum().item() for x in everything))
+    assert epoch(3).equal(epoch(3))
+    assert not epoch(3).equal(epoch(4))
+
+
+def test_seeds_of_neighbouring_steps_differ():
+    seeds = {mix_seed(seed, epoch, step) for seed in range(5) for epoch in range(5) for step in range(20)}
+    assert len(seeds) == 500
