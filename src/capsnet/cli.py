@@ -180,7 +180,7 @@ class Predict:
         config = runs.read_config(self.run_folder)
         shape, count = model.config["in_shape"], model.config["num_classes"]
         names = config.get("classes") or [str(k) for k in range(count)]
-        framing = Framing(**config.get("framing", {}))
+        framing = _framing(config, self.run_folder)
         images = torch.stack([read_picture(path, shape, framing) for path in self.pictures])
         scores = probabilities(model, images, pick_device(self.device))
         answers = [
@@ -240,9 +240,20 @@ def _parse_with(kind: Any, arguments: list[str], **options: Any) -> Any:
     except SystemExit as stop:
         if stop.code != 2:
             raise
-        lines = [line.strip("│╭╰─╮╯ ") for line in told.getvalue().splitlines()[1:]]
-        gist = [line for line in lines if line][: 3 if "Perhaps you meant:" in lines else 2]
-        raise InputError(f"{' '.join(gist)} (capsnet --help shows what there is)") from None
+        raise InputError(f"{_gist(told.getvalue())} (capsnet --help shows what there is)") from None
+
+
+def _gist(box: str) -> str:
+    """The first paragraph in tyro's box, and its first suggestion if there is one."""
+    title = 1 if box.startswith("╭") else 2  # lines; without UTF-8 there is no border, but a rule below the title
+    lines = [line.strip("│ ") for line in box.splitlines()[title:]]
+    rules = [number for number, line in enumerate(lines) if not line.strip("─-╰╯")] or [len(lines)]
+    gist = lines[: rules[0]]
+    suggested = lines[rules[0] + 1 : rules[0] + 3]
+    if suggested and suggested[0] == "Perhaps you meant:":
+        gist[-1] += "."
+        gist += suggested
+    return " ".join(gist)
 
 
 def _parse_resumed(command: Train, arguments: list[str]) -> Train:
@@ -253,9 +264,10 @@ def _parse_resumed(command: Train, arguments: list[str]) -> Train:
     if not isinstance(saved, dict) or not saved:
         raise InputError(f"{command.out} was not started by `capsnet train`; resume it where it was started")
     try:
-        settings = Train(**{**saved, "recipe": Recipe(**saved["recipe"]), "out": command.out, "resume": True})
+        settings = Train(**{**saved, "recipe": Recipe(**saved["recipe"])})
     except (TypeError, KeyError) as error:
         raise InputError(f"{command.out / runs.CONFIG} is damaged or of another version: {error}") from None
+    # As defaults, so that the flags given now override what was saved and can be seen to differ.
     again = _parse_with(Train, arguments[1:], prog="capsnet train", default=settings)
     for name, value in _as_json(again).items():
         if name not in ("out", "resume", "device") and value != _as_json(settings)[name]:
@@ -268,6 +280,14 @@ def _as_json(command: Train) -> dict[str, Any]:
     flags = dataclasses.asdict(command)
     del flags["out"], flags["resume"]
     return flags
+
+
+def _framing(config: dict[str, Any], folder: Path) -> Framing:
+    try:
+        recorded = config.get("framing", {})
+        return Framing(**{**recorded, "centre": tuple(recorded.get("centre", (0.5, 0.5)))})
+    except (TypeError, AttributeError):
+        raise InputError(f"{folder / runs.CONFIG} is damaged: its section 'framing' is not ours") from None
 
 
 def _free_folder(name: str) -> Path:

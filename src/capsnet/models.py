@@ -138,6 +138,12 @@ class BaselineCNN(nn.Module):
             nn.Dropout(),
             nn.Linear(192, num_classes),
         )
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                # As for CapsNet's first layer: PyTorch's default shrinks the signal at each of the six layers.
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
         return self.classifier(self.features(images))

@@ -1,0 +1,36 @@
+# `make demo` and `make test` set up what they need in .venv, once. Another Python: make PYTHON=python3.12 demo
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.installed  ## train CapsNet on MNIST for one epoch, test it, draw reconstructions
+	$(BIN)/capsnet train --epochs 1
+
+test: lint  ## everything that CI runs
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "capsnet needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing capsnet into $(VENV) …"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing what the tests need into $(VENV) …"
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+clean:  ## remove the environment; runs are kept
+	rm -rf $(VENV)

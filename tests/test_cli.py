@@ -1,0 +1,246 @@
+"""The commands as a user types them, good and bad input. `user` starts a real process."""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import capsnet
+from capsnet import cli, data, runs
+
+# A process of its own, with fewer images and a smaller network so that a run takes seconds, and a checkpoint after
+# every step so that a kill at any moment finds one. Everything else is what a user gets.
+QUICK = """
+import sys
+import capsnet
+from capsnet import callbacks, cli, data, models
+open_whole = data.DATASETS["mnist"]
+data.DATASETS["mnist"] = lambda split: open_whole(split).select(slice(400))
+callbacks.CHECKPOINT_SECONDS = 0.0
+build = models.CapsNet
+cli.build_model = lambda name, config: build(**config, conv_channels=32, primary_types=4)
+sys.exit(cli.main())
+"""
+
+
+def user(*arguments, cwd, **options):
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", QUICK, *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def typed(*arguments, cwd, **options):
+    process = user(*arguments, cwd=cwd, **options)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def wait_for(path: Path, process):
+    for _ in range(600):
+        if path.exists() or process.poll() is not None:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"{path} did not appear")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run that was trained by the command, and what it said."""
+    folder = tmp_path_factory.mktemp("trained")
+    status, out, err = typed(
+        *("train", "--epochs", 12, "--batch-size", 25, "--learning-rate", 0.003, "--limit", 350, "--held-out", 50),
+        *("--max-shift", 0, "--out", "run"),
+        cwd=folder,
+    )
+    assert status == 0, err
+    return folder / "run", out, err
+
+
+def in_process(capsys, *arguments):
+    """Faster than a process; for commands that do not train."""
+    status = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_train_prints_a_table_and_leaves_a_run_folder(run):
+    folder, out, err = run
+    assert re.search(r"test error +\d+\.\d\d %", out)
+    assert re.search(r"training +[\d,]+ images/s", out)
+    assert "reconstructions.png" in out
+    assert "epoch 12/12  loss 0." in err  # progress goes to standard error
+    assert "held-out error" in err
+    assert {path.name for path in folder.iterdir()} == {
+        *(runs.CONFIG, runs.WEIGHTS, runs.METRICS, runs.REPORT, runs.CHECKPOINT),
+        "reconstructions.png",
+    }
+    report = json.loads((folder / runs.REPORT).read_text())
+    assert report["epochs"] == 12
+    assert report["test_images"] == 400
+    assert report["test_error"] < 30  # 90 is chance
+    assert Image.open(folder / "reconstructions.png").width > 1000
+    assert "lightning" not in err.lower()
+
+
+def test_evaluate(run, capsys):
+    status, out, err = in_process(capsys, "evaluate", run[0], "--json")
+    answer = json.loads(out)
+    assert (status, err) == (0, "")
+    assert answer["images"] == 10_000
+    assert answer["error"] == pytest.approx(answer["errors"] / 100)
+    assert answer["error"] < 40
+    _, out, _ = in_process(capsys, "evaluate", run[0])
+    assert f"test error {answer['error']:.2f} %" in out
+
+
+def test_predict(run, capsys, tmp_path):
+    test_set = capsnet.open_dataset("mnist", "test")
+    model = capsnet.load(run[0])
+    predictions = capsnet.evaluate(model, test_set.select(slice(50))).predictions
+    right = torch.nonzero(predictions == test_set.labels[:50])[:3, 0]
+    for index in right.tolist():
+        ink = Image.fromarray(255 - test_set.images[index, 0].numpy())
+        ink.save(tmp_path / f"{index}.png")
+    paths = [tmp_path / f"{index}.png" for index in right.tolist()]
+    status, out, _ = in_process(capsys, "predict", run[0], *paths, "--json")
+    answer = json.loads(out)
+    assert status == 0
+    assert [p["class"] for p in answer["predictions"]] == [str(int(test_set.labels[k])) for k in right]
+    first = answer["predictions"][0]
+    assert first["probability"] == max(first["probabilities"].values())
+    status, out, _ = in_process(capsys, "predict", run[0], paths[0])
+    assert out.split() == [str(paths[0]), first["class"], f"{first['probability']:.3f}"]
+
+
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
+    arguments = ("train", "--limit", 128, "--batch-size", 16, "--epochs", 3, "--ema-decay", 0.9)
+    assert typed(*arguments, "--out", "whole", cwd=tmp_path)[0] == 0
+    process = user(*arguments, "--out", "cut", cwd=tmp_path)
+    wait_for(tmp_path / "cut" / runs.CHECKPOINT, process)
+    time.sleep(0.3)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "cut" / runs.WEIGHTS).exists(), "killed too late to prove anything"
+    status, out, err = typed("train", "--resume", "--out", "cut", cwd=tmp_path)
+    assert status == 0, err
+    assert (tmp_path / "cut" / runs.WEIGHTS).read_bytes() == (tmp_path / "whole" / runs.WEIGHTS).read_bytes()
+    assert "3 epochs" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_the_checkpoint_and_says_how_to_resume(tmp_path, number):
+    process = user("train", "--epochs", 200, "--out", "run", cwd=tmp_path)
+    wait_for(tmp_path / "run" / runs.CHECKPOINT, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    told = r"interrupted in epoch \d+, step \d+; the checkpoint is written; go on with: .*train --resume"
+    assert re.search(told, err)
+    assert "Traceback" not in err
+    step = int(re.search(r"step (\d+)", err)[1])
+    assert torch.load(tmp_path / "run" / runs.CHECKPOINT, weights_only=True)["global_step"] == step
+
+
+def test_a_resumed_run_keeps_its_settings(tmp_path):
+    arguments = ("train", "--limit", 32, "--batch-size", 16, "--epochs", 1, "--out", "run")
+    assert typed(*arguments, cwd=tmp_path)[0] == 0
+    status, _, err = typed("train", "--resume", "--out", "run", "--batch-size", 8, cwd=tmp_path)
+    assert status == 2
+    assert "a resumed run keeps its settings, and recipe would differ" in err
+    status, out, err = typed("train", "--resume", "--out", "run", cwd=tmp_path)
+    assert (status, out) == (0, "") or "complete" in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file size limits are POSIX's")
+def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(tmp_path):
+    def small_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # config fits, a checkpoint does not
+
+    status, out, err = typed(
+        "train", "--limit", 64, "--batch-size", 64, "--out", "run", cwd=tmp_path, preexec_fn=small_disk
+    )
+    assert (status, out) == (2, "")
+    assert err.strip().splitlines()[-1].startswith("capsnet: cannot write run/last.ckpt: File too large")
+    assert "Traceback" not in err
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {runs.CONFIG, runs.METRICS}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "--data", "mnits"], "unknown data set 'mnits'; there are: mnist"),
+        (["train", "--epoch", "3"], "Perhaps you meant: --epochs"),
+        (["train", "--epochs", "three"], "--epochs"),
+        (["train", "--epochs", "0"], "at least 1"),
+        (["train", "--limit", "0"], "--limit must be at least 1"),
+        (["train", "--held-out", "60000"], "cannot hold out 60000 of 60000"),
+        (["train", "--iterations", "0"], "at least 1"),
+        (["train", "--model", "resnet"], "'capsnet', 'cnn'"),
+        (["train", "--device", "cuda"], "no device 'cuda'"),
+        (["train", "--resume"], "--out RUN"),
+        (["train", "--resume", "--out", "none"], "there is no run folder none"),
+        (["evaluate", "none"], "there is no run folder none"),
+        (["evaluate", "."], "is not a run folder"),
+        (["predict", "none", "x.png"], "there is no run folder none"),
+        (["predict"], "RUN"),
+        (["trian"], "train, evaluate, predict"),
+        ([], "train, evaluate, predict"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(capsys, tmp_path, monkeypatch, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("this machine has what the test wants missing")
+    status, out, err = in_process(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("capsnet: ")
+    assert told in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "nothing may be half-written"
+
+
+def test_bad_pictures_are_told_in_one_line(run, capsys, tmp_path):
+    (tmp_path / "x.png").write_text("no picture")
+    status, out, err = in_process(capsys, "predict", run[0], tmp_path / "x.png")
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r"capsnet: .*x\.png is not a picture that can be read .*\n", err)
+    status, _, err = in_process(capsys, "predict", run[0])
+    assert status == 2
+    assert "IMAGE" in err
+
+
+def test_a_model_for_other_images_is_told_in_one_line(capsys, tmp_path):
+    capsnet.save(capsnet.CapsNet((3, 20, 20), 10, conv_channels=4, primary_types=2), tmp_path / "run")
+    status, out, err = in_process(capsys, "evaluate", tmp_path / "run")
+    assert (status, out) == (2, "")
+    assert "takes images of (channels, height, width) (3, 20, 20), but those of this set are (1, 28, 28)" in err
+
+
+def test_help_names_every_flag(capsys):
+    named = {"train": ["--data", "--epochs", "--resume"], "evaluate": ["RUN", "--json"], "predict": ["RUN", "IMAGE"]}
+    for command, flags in named.items():
+        with pytest.raises(SystemExit) as stop:
+            cli.main([command, "--help"])
+        assert stop.value.code == 0
+        shown = capsys.readouterr().out
+        assert all(flag in shown for flag in flags)
+
+
+def test_the_readme_names_every_data_set():
+    assert set(data.DATASETS) == {"mnist"}
