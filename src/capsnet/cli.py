@@ -249,8 +249,8 @@ def _gist(box: str) -> str:
     lines = [line.strip("│ ") for line in box.splitlines()[title:]]
     rules = [number for number, line in enumerate(lines) if not line.strip("─-╰╯")] or [len(lines)]
     gist = lines[: rules[0]]
-    suggested = lines[rules[0] + 1 : rules[0] + 3]
-    if suggested and suggested[0] == "Perhaps you meant:":
+    suggested = lines[rules[0] + 1 : rules[1]][:2] if len(rules) > 1 else []
+    if suggested and suggested[0].startswith(("Perhaps you meant", "Available")):
         gist[-1] += "."
         gist += suggested
     return " ".join(gist)
