@@ -233,7 +233,7 @@ class ShowProgress(Callback):
             return
         task = self.progress.tasks[self.task]
         fields: dict[str, Any] = {"epoch": self._epoch(trainer)}
-        if trainer.global_step % 10 == 0:  # reading the loss makes a GPU wait
+        if batch_idx % 10 == 0:  # reading the loss makes a GPU wait
             fields["loss"] = f"{float(outputs['loss']):.4f}"
             fields["rate"] = f"{task.speed * self.recorder.batch_size:,.0f}" if task.speed else "–"
         self.progress.update(self.task, completed=trainer.global_step, **fields)

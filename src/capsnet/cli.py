@@ -79,7 +79,9 @@ class Train:
             again = f"{_program()} train --resume --out {folder}"
             raise KeyboardInterrupt(f"{stop or 'interrupted'}; go on with: {again}") from None
         seconds = time.perf_counter() - started
-        outcome = evaluate(model, open_dataset(self.data, "test"), device)
+        test_set = open_dataset(self.data, "test")
+        print(f"testing on {len(test_set):,} images …", file=sys.stderr)
+        outcome = evaluate(model, test_set, device)
         self._report(folder, model, rows, outcome, seconds, device)
 
     def _training_data(self) -> tuple[ImageSet, ImageSet | None]:
