@@ -18,13 +18,13 @@ def softmax(b):
     return e / e.sum()
 
 
-def routing(u, W, iterations, leaky=False):
-    """u (B, I, d), W (J, I, d, D) → v (B, J, D) and the couplings of each iteration (r, B, J, I)."""
+def route(u, W, iterations, leaky=False):
+    """u (B, I, d), W (J, I, d, D) → v (B, J, D) and the couplings of each iteration (r, B, I, J)."""
     u, W = np.asarray(u, np.float64), np.asarray(W, np.float64)
     batch, I, _ = u.shape
     J, _, _, D = W.shape
     outputs = np.zeros((batch, J, D))
-    history = np.zeros((iterations, batch, J, I))
+    history = np.zeros((iterations, batch, I, J))
     for n in range(batch):
         votes = np.zeros((I, J, D))
         for i in range(I):
@@ -35,7 +35,7 @@ def routing(u, W, iterations, leaky=False):
             c = np.zeros((I, J))
             for i in range(I):
                 c[i] = softmax(np.append(b[i], 0.0))[:J] if leaky else softmax(b[i])
-            history[r, n] = c.T
+            history[r, n] = c
             v = np.zeros((J, D))
             for j in range(J):
                 s = np.zeros(D)

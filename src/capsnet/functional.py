@@ -2,9 +2,9 @@
 
 Source of all: Sabour, Frosst and Hinton, *Dynamic Routing Between Capsules*, NIPS 2017.
 
-No epsilon appears in this file. A vector is split into its norm and its direction, each computed so that neither
-overflows, underflows nor divides by zero; values and gradients are then finite for every finite input, the zero
-vector included, where both squash and norm get the gradient zero.
+No epsilon appears in this file. A vector is divided by its largest component before it is squared, so that nothing
+overflows, underflows or divides by zero; values and gradients are finite for every finite input, the zero vector
+included, where both squash and length have the gradient zero.
 """
 
 import torch
@@ -26,19 +26,17 @@ def squash(s: Float[Tensor, "*shape"], dim: int = -1) -> Float[Tensor, "*shape"]
 
     `v = ‖s‖² / (1 + ‖s‖²) · s / ‖s‖`, along `dim`; `squash(0) = 0` with gradient 0.
     """
-    norm, direction = _norm_and_direction(_widen(s), dim)
-    # gain = n² / (1 + n²), written with x = min(n, 1/n) so that no square overflows.
-    above_one = norm > 1
-    x = torch.where(above_one, torch.where(above_one, norm, 1).reciprocal(), norm)
-    x_squared = x * x
-    gain = torch.where(above_one, 1, x_squared) / (1 + x_squared)
-    return (gain * direction).to(s.dtype)
+    scaled, scale = _scaled(_widen(s), dim)
+    norm = torch.linalg.vector_norm(scaled, dim=dim, keepdim=True)
+    # With s = scale · scaled: ‖s‖ / (1 + ‖s‖²) · s = norm / (1/scale² + norm²) · scaled, which can only overflow or
+    # underflow to the right limit.
+    return (scaled * (norm / (scale**-2 + norm * norm))).to(s.dtype)
 
 
 def lengths(v: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
     """Length of each capsule: the probability that its entity is present. The gradient at a zero vector is 0."""
-    norm, _ = _norm_and_direction(_widen(v), -1)
-    return norm.squeeze(-1).to(v.dtype)
+    scaled, scale = _scaled(_widen(v), -1)
+    return (scale.squeeze(-1) * torch.linalg.vector_norm(scaled, dim=-1)).to(v.dtype)
 
 
 def margin_loss(
@@ -71,15 +69,14 @@ def _widen(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _norm_and_direction(s: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Norm (kept as a dimension of size 1) and unit vector along `dim`; the zero vector has direction zero."""
-    # Dividing by the largest component first keeps the squares between 0 and 1. The scale is a constant to autograd:
-    # norm and direction do not depend on it.
-    scale = s.detach().abs().amax(dim, keepdim=True)
-    scaled = s / torch.where(scale > 0, scale, 1)
-    sum_of_squares = scaled.square().sum(dim, keepdim=True)
-    root = torch.where(sum_of_squares > 0, sum_of_squares, 1).sqrt()  # √ has no gradient at 0
-    return scale * root, scaled / root
+def _scaled(s: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Vectors whose largest component is ±1, and the scale that was taken out; zero vectors stay zero.
+
+    The squares of such components are between 0 and 1. The scale is a constant to autograd: neither a norm nor a
+    squashed vector depends on how it is chosen.
+    """
+    scale = s.detach().abs().amax(dim, keepdim=True).clamp_min(torch.finfo(s.dtype).tiny)
+    return s / scale, scale
 
 
 def _multi_hot(targets: Tensor, lengths: Tensor) -> Tensor:

@@ -64,8 +64,8 @@ class DenseCapsules(nn.Module):
 
     def couplings(
         self, u: Float[Tensor, "batch in_capsules in_dim"]
-    ) -> Float[Tensor, "iterations batch out_capsules in_capsules"]:
-        """The coupling coefficients `c_ij` after each routing iteration, for looking at."""
+    ) -> Float[Tensor, "iterations batch in_capsules out_capsules"]:
+        """The coupling coefficients `c_ij` that each routing iteration uses, for looking at; without gradients."""
         return routing.couplings(u, self.weight, self.iterations, leaky=self.leaky)
 
 
