@@ -32,5 +32,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[dev]'
 	@touch $@
 
+bench: $(VENV)/.installed  ## speed and memory beside a textbook implementation
+	$(BIN)/capsnet bench
+
 clean:  ## remove the environment; runs are kept
 	rm -rf $(VENV)

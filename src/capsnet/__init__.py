@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from capsnet import functional, layers
+from capsnet.allocator import tune_allocator
 from capsnet.data import ImageSet, open_dataset
 from capsnet.errors import InputError
 from capsnet.evaluation import evaluate
@@ -27,6 +28,7 @@ __all__ = [
     "load",
     "open_dataset",
     "save",
+    "tune_allocator",
 ]
 
 

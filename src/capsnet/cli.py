@@ -15,6 +15,7 @@ import torch
 import tyro
 
 from capsnet import runs
+from capsnet.allocator import tune_allocator
 from capsnet.data import ImageSet, open_dataset
 from capsnet.data.pictures import Framing, read_picture
 from capsnet.devices import pick_device
@@ -202,16 +203,40 @@ class Predict:
                 print(f"{answer['picture']:<{width}}  {answer['class']}  {answer['probability']:.3f}")
 
 
+@dataclass(frozen=True)
+class Bench:
+    """Measure speed and memory beside a textbook implementation in the same run."""
+
+    batch_sizes: tuple[int, ...] = (32, 128, 256)
+    """Images in a step."""
+    rounds: int = 5
+    """Turns that each side gets; more give steadier medians."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> None:
+        from capsnet.benchmark.report import benchmark, format_tables
+
+        if self.rounds < 1 or not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise InputError("rounds and batch sizes must be at least 1")
+        outcome = benchmark(self.batch_sizes, self.rounds, pick_device(self.device))
+        print(json.dumps(outcome) if self.json else format_tables(outcome))
+
+
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The `capsnet` command; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    tune_allocator()
     try:
         _parse(arguments).run()
     except InputError as error:
@@ -226,7 +251,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: list[str]) -> Train | Evaluate | Predict:
+def _parse(arguments: list[str]) -> Train | Evaluate | Predict | Bench:
     command = _parse_with(Command, arguments, prog="capsnet", description="Capsule networks that people can use.")
     if isinstance(command, Train) and command.resume:
         return _parse_resumed(command, arguments)

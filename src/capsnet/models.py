@@ -81,9 +81,12 @@ class CapsNet(nn.Module):
         self.decoder = Decoder(num_classes, capsule_dim, in_shape, decoder_hidden) if decoder else None
 
     def forward(self, images: Images) -> CapsuleOutput:
-        features = torch.relu(self.conv(images))
-        capsules = self.classes(self.primary(features))
+        capsules = self.classes(self.primary(self.features(images)))
         return CapsuleOutput(capsules, functional.lengths(capsules))
+
+    def features(self, images: Images) -> Float[Tensor, "batch features rows columns"]:
+        """Conv1: what the primary capsules look at."""
+        return torch.relu(self.conv(images))
 
     def reconstruct(self, capsules: Float[Tensor, "batch classes dim"], classes: Labels | None = None) -> Images:
         """Decode the capsule of one class for each image; by default the longest. Pixels are 0 to 1.

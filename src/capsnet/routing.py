@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from capsnet.functional import squash
+from capsnet.tracing import is_traced
 
 # Elements of the largest temporary: on a processor 1 MiB of float32, which two or three of fit in the cache;
 # on an accelerator enough work to hide the launch of a kernel.
@@ -57,7 +58,7 @@ def route(
     with torch.autocast(inputs.device.type, enabled=False):
         inputs, weight = inputs.to(precise), weight.to(precise)
         # A fused kernel for an accelerator would be a third branch here.
-        if _is_traced() or _votes_fit(inputs, weight):
+        if is_traced() or _votes_fit(inputs, weight):
             capsules = _procedure(inputs, weight, iterations, leaky, detach_early)
         else:
             capsules = _Routing.apply(inputs, weight, iterations, leaky, detach_early)
@@ -113,10 +114,11 @@ class _Routing(torch.autograd.Function):
         return v.transpose(0, 1).contiguous()
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grad_outputs
         inputs, weight, *sums = ctx.saved_tensors
         _, leaky, detach_early = ctx.options
-        if torch.is_grad_enabled() or _is_traced():  # the gradient is to be differentiated again, or vectorized
+        if torch.is_grad_enabled() or is_traced():  # the gradient is to be differentiated again, or vectorized
             return _procedure_backward(ctx, grad)
         with torch.autocast(inputs.device.type, enabled=False):
             u = inputs.permute(1, 2, 0).contiguous()
@@ -248,9 +250,3 @@ def _votes_fit(inputs: Float[Tensor, "b i d"], weight: Float[Tensor, "j i d e"])
     """
     votes = len(inputs) * weight[:, :, 0].numel()
     return votes <= 2 * _chunk(inputs) * inputs.shape[2]
-
-
-def _is_traced() -> bool:
-    """Whether a compiler or a transform (``torch.func``) is looking: it wants plain operations."""
-    transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed()

@@ -1,5 +1,6 @@
 """Where the time of a training step goes, stage by stage, beside the rate at which this machine multiplies matrices."""
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 
 from capsnet.benchmark.sides import synchronize
-from capsnet.benchmark.textbook import TextbookCapsNet, squash
+from capsnet.benchmark.textbook import TextbookCapsNet, route, squash
 from capsnet.models import CapsNet
 
 # Multiply-adds of an image, forward, counted as direct convolution and stored votes do them.
@@ -22,16 +23,15 @@ DIRECT = {
 def time_stages(batch_size: int, device: torch.device, repeats: int = 15) -> dict[str, Any]:
     """Median milliseconds of each stage on both sides, forward and backward, and the matrix rate in GFLOP/s."""
     ours, theirs = CapsNet((1, 28, 28), 10).to(device), TextbookCapsNet().to(device)
-    classes = theirs.classes["weight"]
     assert ours.decoder is not None
     stages: dict[str, dict[str, Callable[..., torch.Tensor]]] = {
         "Conv1": {"textbook": lambda x: theirs.conv(x).relu(), "capsnet": ours.features},
         "PrimaryCaps": {
-            "textbook": lambda x: squash(theirs.primary["conv"](x).permute(0, 2, 3, 1).reshape(len(x), -1, 8)),
+            "textbook": lambda x: squash(theirs.primary(x).permute(0, 2, 3, 1).reshape(len(x), -1, 8)),
             "capsnet": ours.primary,
         },
-        "routing": {"textbook": lambda u: _textbook_routing(u, classes), "capsnet": ours.classes},
-        "decoder": {"textbook": theirs.decoder["stages"], "capsnet": ours.decoder.stages},
+        "routing": {"textbook": lambda u: route(u, theirs.weight), "capsnet": ours.classes},
+        "decoder": {"textbook": theirs.decoder, "capsnet": ours.decoder.stages},
     }
     inputs = {
         "Conv1": torch.rand(batch_size, 1, 28, 28, device=device),
@@ -56,9 +56,9 @@ def time_stages(batch_size: int, device: torch.device, repeats: int = 15) -> dic
                 times[name].append(_forward_backward(function, x[name], device))
         flops = 2 * DIRECT[stage] * batch_size * (2 if stage == "Conv1" else 3)
         rows.append({"stage": stage, "direct_gflop": flops / 1e9, **{n: _median_ms(t) for n, t in times.items()}})
-    rows.append(
-        {"stage": "optimizer", **{n: _optimizer_ms(m, device) for n, m in (("textbook", theirs), ("capsnet", ours))}}
-    )
+    steps = {"textbook": _optimizer_step(theirs), "capsnet": _optimizer_step(ours)}
+    times = {name: [_timed(step, device) for _ in range(repeats)] for name, step in steps.items()}
+    rows.append({"stage": "optimizer", **{name: _median_ms(values) for name, values in times.items()}})
     return {"batch_size": batch_size, "matrix_rate": matrix_rate(device), "stages": rows}
 
 
@@ -74,16 +74,6 @@ def matrix_rate(device: torch.device, size: int = 2048) -> dict[str, float]:
         product()
         rates[name] = 2 * size**3 / 1e6 / _median_ms([_timed(product, device) for _ in range(9)])
     return rates
-
-
-def _textbook_routing(u: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    votes = torch.einsum("bid,jide->bjie", u, weight)
-    logits = votes.new_zeros(votes.shape[:3])
-    for iteration in range(3):
-        v = squash(torch.einsum("bji,bjie->bje", logits.softmax(dim=1), votes))
-        if iteration < 2:
-            logits = logits + torch.einsum("bjie,bje->bji", votes, v)
-    return v
 
 
 def _forward_backward(function: Callable[..., torch.Tensor], x: torch.Tensor, device: torch.device) -> float:

@@ -1,7 +1,6 @@
 """CapsNet as a careful textbook would write it in PyTorch: the other side of the benchmark, and nothing else.
 
-Votes by one einsum, batched routing by einsum with gradients through every iteration, channels-last convolutions. Its
-parameters have the same names and shapes as `capsnet.CapsNet`'s, so both sides can start from the same weights.
+Votes by one einsum, batched routing by einsum with gradients through every iteration, channels-last convolutions.
 """
 
 import torch
@@ -14,33 +13,37 @@ def squash(s: Tensor) -> Tensor:
     return squared / (1 + squared) * s / (squared + 1e-9).sqrt()
 
 
+def route(u: Tensor, weight: Tensor) -> Tensor:
+    votes = torch.einsum("bid,jide->bjie", u, weight)
+    logits = votes.new_zeros(votes.shape[:3])
+    for _ in range(2):
+        v = squash(torch.einsum("bji,bjie->bje", logits.softmax(dim=1), votes))
+        logits = logits + torch.einsum("bjie,bje->bji", votes, v)
+    return squash(torch.einsum("bji,bjie->bje", logits.softmax(dim=1), votes))
+
+
 class TextbookCapsNet(nn.Module):
     """The paper's network for 28×28×1 and ten classes, with three routing iterations."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(1, 256, 9)
-        self.primary = nn.ModuleDict({"conv": nn.Conv2d(256, 256, 9, stride=2)})
-        self.classes = nn.ParameterDict({"weight": torch.randn(10, 1152, 8, 16) * 0.01})
+        self.primary = nn.Conv2d(256, 256, 9, stride=2)
+        self.weight = nn.Parameter(torch.randn(10, 1152, 8, 16) * 0.01)
         stages = (nn.Linear(160, 512), nn.ReLU(), nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 784), nn.Sigmoid())
-        self.decoder = nn.ModuleDict({"stages": nn.Sequential(*stages)})
-        self.to(memory_format=torch.channels_last)
+        self.decoder = nn.Sequential(*stages)
+        for conv in (self.conv, self.primary):
+            conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, images: Float[Tensor, "batch 1 28 28"]) -> Float[Tensor, "batch 10 16"]:
         features = torch.relu(self.conv(images.contiguous(memory_format=torch.channels_last)))
-        primary = squash(self.primary["conv"](features).permute(0, 2, 3, 1).reshape(len(images), -1, 8))
-        votes = torch.einsum("bid,jide->bjie", primary, self.classes["weight"])
-        logits = votes.new_zeros(votes.shape[:3])
-        for iteration in range(3):
-            v = squash(torch.einsum("bji,bjie->bje", logits.softmax(dim=1), votes))
-            if iteration < 2:
-                logits = logits + torch.einsum("bjie,bje->bji", votes, v)
-        return v
+        primary = squash(self.primary(features).permute(0, 2, 3, 1).reshape(len(images), -1, 8))
+        return route(primary, self.weight)
 
     def loss(self, images: Float[Tensor, "batch 1 28 28"], labels: Int[Tensor, " batch"]) -> Tensor:
         capsules = self(images)
         lengths = capsules.norm(dim=-1)
         present = nn.functional.one_hot(labels, 10).to(lengths.dtype)
         margin = present * (0.9 - lengths).clamp(min=0) ** 2 + 0.5 * (1 - present) * (lengths - 0.1).clamp(min=0) ** 2
-        decoded = self.decoder["stages"]((capsules * present[..., None]).flatten(1))
+        decoded = self.decoder((capsules * present[..., None]).flatten(1))
         return margin.sum(1).mean() + 0.0005 * (decoded - images.flatten(1)).square().sum(1).mean()
