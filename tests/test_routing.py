@@ -1,8 +1,5 @@
 """Routing against the reference loops, its gradients, its transforms and its memory."""
 
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +8,7 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from process import run_python
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from capsnet import routing
@@ -43,11 +41,6 @@ def gradients(function, inputs, weight, seed=1):
     out = function(inputs, weight)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return torch.autograd.grad(out, (inputs, weight), upstream.to(out.dtype))
-
-
-def run(program):
-    command = [sys.executable, "-c", textwrap.dedent(program)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def close(actual, expected, tolerance=1e-12):
@@ -226,7 +219,7 @@ def test_compile():
             torch.testing.assert_close(gradients(compiled), gradients(route))
         print("compiled")
     """
-    assert run(program).strip() == "compiled"
+    assert run_python(program).strip() == "compiled"
 
 
 def test_export():
@@ -313,7 +306,7 @@ def test_memory_is_below_five_times_the_logits():
         step(32, 64, 196)
         print(step(32, 3872, 196) * 1024)
     """
-    assert float(run(program)) < 5 * 32 * 3872 * 196 * 4
+    assert float(run_python(program)) < 5 * 32 * 3872 * 196 * 4
 
 
 def test_squash_is_the_reference():

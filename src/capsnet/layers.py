@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from capsnet import functional, routing
+from capsnet.convolution import Conv2d
 
 
 class PrimaryCapsules(nn.Module):
@@ -21,7 +22,7 @@ class PrimaryCapsules(nn.Module):
         super().__init__()
         self.types = types
         self.dim = dim
-        self.conv = nn.Conv2d(in_channels, types * dim, kernel_size, stride)
+        self.conv = Conv2d(in_channels, types * dim, kernel_size, stride)
         # The default of nn.Conv2d makes outputs so small that squash, quadratic near zero, all but silences them.
         # Variance 1 / fan-in hands on the scale of the input instead.
         nn.init.normal_(self.conv.weight, std=(in_channels * kernel_size**2) ** -0.5)

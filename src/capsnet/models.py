@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from capsnet import functional
+from capsnet.convolution import Conv2d
 from capsnet.errors import InputError
 from capsnet.layers import Decoder, DenseCapsules, PrimaryCapsules
 
@@ -71,7 +72,7 @@ class CapsNet(nn.Module):
             "decoder_hidden": tuple(decoder_hidden),
             "leaky": leaky,
         }
-        self.conv = nn.Conv2d(channels, conv_channels, kernel_size)
+        self.conv = Conv2d(channels, conv_channels, kernel_size)
         # He et al. 2015: keeps the scale of activations through a ReLU; see PrimaryCapsules for why scale matters.
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
         self.primary = PrimaryCapsules(conv_channels, primary_types, primary_dim, kernel_size)
@@ -125,11 +126,11 @@ class BaselineCNN(nn.Module):
         channels, height, width = in_shape
         self.config: dict[str, Any] = {"in_shape": tuple(in_shape), "num_classes": num_classes}
         self.features = nn.Sequential(
-            nn.Conv2d(channels, 256, 5, padding="same"),
+            Conv2d(channels, 256, 5, padding=2),
             nn.ReLU(),
-            nn.Conv2d(256, 256, 5, padding="same"),
+            Conv2d(256, 256, 5, padding=2),
             nn.ReLU(),
-            nn.Conv2d(256, 128, 5, padding="same"),
+            Conv2d(256, 128, 5, padding=2),
             nn.ReLU(),
         )
         self.classifier = nn.Sequential(

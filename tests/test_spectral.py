@@ -1,0 +1,249 @@
+"""The quick ways of convolution against float64 ``F.conv2d``."""
+
+import copy
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from process import run_python
+from torch import Tensor
+
+from capsnet.convolution import Conv2d, conv2d, patch_conv2d, patches_win, spectral_wins
+from capsnet.spectral import spectral_conv2d
+
+PRIMARY = torch.Size((32, 256, 20, 20)), torch.Size((256, 256, 9, 9)), 2, 0
+BASELINE = torch.Size((32, 256, 28, 28)), torch.Size((256, 256, 5, 5)), 1, 2
+
+
+def error(value: Tensor, exact: Tensor, terms: Tensor | None = None) -> float:
+    """Largest error by largest value. Of a few values all may be small because their terms cancel, which costs every
+    algorithm its accuracy; there the measure is the root of the sum of the squared terms."""
+    few = terms is not None and exact.numel() < 16
+    scale = terms.sqrt().max() if few else exact.abs().max()
+    return ((value.double() - exact).abs().max() / scale.clamp_min(1e-30)).item()
+
+
+def inputs(shape, weight, dtype=torch.float32):
+    return [torch.randn(s, dtype=dtype, requires_grad=True) for s in (shape, weight, weight[:1])]
+
+
+def run(function, leaves, grad, *sizes):
+    """The result, and the gradients that are wanted."""
+    y = function(*leaves, *sizes)
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    return y, *torch.autograd.grad(y, wanted, grad.to(y.dtype).expand_as(y))
+
+
+def check(function, leaves, *sizes):
+    """Within 2e-6 of float64 forward, and 1e-5 backward."""
+    exact = [leaf.detach().double().requires_grad_(leaf.requires_grad) for leaf in leaves]
+    squares = [leaf.detach().square().requires_grad_(leaf.requires_grad) for leaf in exact]
+    grad = torch.randn(F.conv2d(*exact, *sizes).shape).double()
+    results, references = run(function, leaves, grad, *sizes), run(F.conv2d, exact, grad, *sizes)
+    terms = run(F.conv2d, squares, grad.square(), *sizes)
+    for i, (result, reference, term) in enumerate(zip(results, references, terms, strict=True)):
+        assert result.shape == reference.shape
+        assert error(result, reference, term) <= (1e-5 if i else 2e-6)
+
+
+@st.composite
+def problems(draw):
+    kh, kw = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    stride, padding = draw(st.integers(1, 3)), draw(st.integers(0, 4))
+    height = draw(st.integers(max(1, kh - 2 * padding), 30))
+    width = draw(st.integers(max(1, kw - 2 * padding), 30))
+    images, channels, out = draw(st.integers(1, 3)), draw(st.integers(1, 20)), draw(st.integers(1, 9))
+    return (images, channels, height, width), (out, channels, kh, kw), stride, padding
+
+
+@given(problems(), st.one_of(st.none(), st.integers(3, 12)))
+@settings(max_examples=40, deadline=None)
+def test_equals_conv2d(problem, tile):
+    x, weight, stride, padding = problem
+    check(lambda x, w, b, s, p: spectral_conv2d(x, w, b, s, p, tile), inputs(x, weight), stride, padding)
+
+
+@given(problems())
+@settings(max_examples=20, deadline=None)
+def test_patches_equal_conv2d(problem):
+    x, weight, stride, padding = problem
+    check(patch_conv2d, inputs(x, weight), stride, padding)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 3, 0, 1), (0, 2, 3, 1), (1, 3, 0, 2)])
+def test_any_strides(order):
+    def strided(shape):
+        back = [order.index(i) for i in range(4)]
+        return torch.randn([2 * shape[i] for i in order])[::2, ::2, ::2, ::2].permute(back).requires_grad_()
+
+    x, w = strided((2, 3, 17, 15)), strided((4, 3, 5, 4))
+    check(spectral_conv2d, [x, w, torch.randn(4, requires_grad=True)], 2, 1)
+    expanded = torch.randn(1, 3, 1, 15).expand(2, 3, 17, 15)
+    check(spectral_conv2d, [expanded, w, torch.randn(4)], 1, 2)
+
+
+def test_many_channels_stay_accurate():
+    check(spectral_conv2d, inputs((4, 256, 20, 20), (32, 256, 9, 9)), 2, 0)
+    check(spectral_conv2d, inputs((2, 256, 28, 28), (32, 256, 5, 5)), 1, 2)
+
+
+def test_result_is_pixel_first():
+    y = spectral_conv2d(*inputs((2, 3, 20, 20), (4, 3, 9, 9)), 2)
+    assert y.permute(2, 3, 0, 1).is_contiguous()
+
+
+@pytest.mark.parametrize("function", [spectral_conv2d, patch_conv2d])
+@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 0)])
+def test_gradients(function, stride, padding):
+    leaves = inputs((1, 2, 5, 6), (2, 2, 3, 4), torch.float64)
+    call = lambda *leaves: function(*leaves, stride, padding)  # noqa: E731
+    assert torch.autograd.gradcheck(call, leaves)
+    assert torch.autograd.gradgradcheck(call, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("function", [spectral_conv2d, patch_conv2d])
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 1), (1, 2)])
+def test_only_the_gradients_asked_for(function, wanted):
+    leaves = [leaf.requires_grad_(i in wanted) for i, leaf in enumerate(inputs((2, 3, 9, 9), (4, 3, 3, 3)))]
+    check(function, leaves, 1, 1)
+
+
+@pytest.mark.parametrize("function", [spectral_conv2d, patch_conv2d])
+def test_result_may_be_changed_in_place(function):
+    leaves, grad = inputs((2, 3, 9, 9), (4, 3, 3, 3)), torch.randn(2, 4, 7, 7)
+    in_place = run(lambda *a: F.relu(function(*a), inplace=True), leaves, grad)
+    aside = run(lambda *a: F.relu(function(*a)), leaves, grad)
+    assert all(map(torch.equal, in_place, aside))
+
+
+def test_backward_twice_over_one_graph():
+    leaves = inputs((2, 3, 9, 9), (4, 3, 3, 3))
+    loss = spectral_conv2d(*leaves, 1, 1).square().sum()
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    assert all(map(torch.equal, first, torch.autograd.grad(loss, leaves)))
+
+
+def test_automatic_choice():
+    assert spectral_wins(*PRIMARY)
+    assert spectral_wins(*BASELINE)
+    assert not spectral_wins(torch.Size((32, 256, 20, 20)), torch.Size((256, 256, 1, 1)), 1, 0)
+    assert not spectral_wins(torch.Size((1, 8, 20, 20)), torch.Size((8, 8, 9, 9)), 2, 0)
+    assert not spectral_wins(torch.Size((128, 1, 28, 28)), torch.Size((256, 1, 9, 9)), 1, 0)
+    assert patches_win(torch.empty(1, 1, 28, 28), torch.empty(256, 1, 9, 9))
+    assert not patches_win(torch.empty(1, 1, 28, 28, requires_grad=True), torch.empty(256, 1, 9, 9))
+
+
+@pytest.fixture
+def big():
+    """Just large enough for the spectral way, and named in the graph when it was taken."""
+    x, w = torch.randn(32, 128, 20, 20), torch.randn(128, 128, 9, 9).mul_(0.01)
+    assert spectral_wins(x.shape, w.shape, 2, 0)
+    return x, w, torch.randn(128)
+
+
+def way(y: Tensor) -> str:
+    return type(y.grad_fn).__name__
+
+
+def test_takes_the_chosen_way(big):
+    x, w, b = big
+    w = w.requires_grad_()
+    assert "Spectral" in way(conv2d(x, w, b, 2))
+    assert "Patch" in way(conv2d(torch.randn(2, 1, 28, 28), torch.randn(8, 1, 9, 9, requires_grad=True)))
+    assert "Convolution" in way(conv2d(x.double(), w.double(), b.double(), 2)).replace("Spectral", "")
+    assert "Spectral" not in way(conv2d(x.double(), w.double(), b.double(), 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv2d(x, w, b, 2).dtype == torch.bfloat16
+    meta = conv2d(x.to("meta"), w.to("meta"), b.to("meta"), 2)
+    assert meta.shape == (32, 128, 6, 6)
+    assert meta.device.type == "meta"
+
+
+def test_transforms_and_export(big):
+    x, w, b = big
+    exact = F.conv2d(x, w, b, 2)
+    call = lambda x, w: conv2d(x, w, b, 2)  # noqa: E731
+    mapped = torch.vmap(lambda image: call(image[None], w)[0])(x)
+    assert error(mapped, exact.double()) < 2e-6
+    grad = torch.func.grad(lambda w: call(x, w).square().mean())(w)
+    leaf = w.clone().requires_grad_()
+    assert error(grad, torch.autograd.grad(call(x, leaf).square().mean(), leaf)[0].double()) < 1e-5
+    assert torch.func.jvp(lambda w: call(x, w), (w,), (w,))[1].shape == exact.shape
+
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            return call(x, w)
+
+    exported = torch.export.export(Module(), (x,))
+    assert any("conv2d" in str(node.target) for node in exported.graph.nodes)
+
+
+def test_compile():
+    program = """
+        import torch
+        from capsnet.convolution import conv2d
+
+        x, w, b = torch.randn(32, 128, 20, 20), torch.randn(128, 128, 9, 9), torch.randn(128)
+        compiled = torch.compile(lambda x, w: conv2d(x, w, b, 2), backend="eager", fullgraph=True)
+        exact = torch.nn.functional.conv2d(x.double(), w.double(), b.double(), 2)
+        print(float((compiled(x, w) - exact).abs().max() / exact.abs().max()))
+    """
+    assert float(run_python(program)) < 2e-6
+
+
+def test_layer_is_conv2d(big):
+    layer, plain = Conv2d(128, 128, 9, 2), torch.nn.Conv2d(128, 128, 9, 2)
+    assert {k: v.shape for k, v in layer.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
+    layer.load_state_dict(plain.state_dict())
+    assert layer.weight.permute(2, 3, 0, 1).is_contiguous()
+    assert error(layer(big[0]), plain(big[0]).double()) < 2e-6
+    layer(big[0]).sum().backward()
+    assert layer.weight.grad.stride() == layer.weight.stride()
+
+
+def test_kept_weight_follows_changes(big):
+    x = big[0]
+    layer = Conv2d(128, 128, 9, 2).eval()
+
+    def right() -> bool:
+        with torch.inference_mode():
+            y, plain = layer(x), F.conv2d(x, layer.weight, layer.bias, 2)
+        return error(y, plain.double()) < 4e-6  # two float32 results
+
+    assert right()
+    assert layer._kept.spectra is not None
+    kept = layer._kept.spectra
+    assert right()
+    assert layer._kept.spectra is kept
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    assert right()
+    assert layer._kept.spectra is not kept
+    torch.optim.SGD(layer.parameters(), 0.1).step()
+    layer.weight.data = torch.randn(128, 128, 9, 9)
+    assert right()
+    layer.train()
+    assert layer._kept.spectra is None
+    layer.weight.data.mul_(3)
+    layer.eval()
+    assert right()
+    layer.weight = torch.nn.Parameter(torch.randn(128, 128, 9, 9))
+    assert right()
+    with torch.inference_mode():
+        layer.weight = torch.nn.Parameter(torch.randn(128, 128, 9, 9))
+        assert right()
+        layer.weight.mul_(2)
+        assert right()
+
+
+def test_kept_weight_does_not_travel(big):
+    layer = Conv2d(128, 128, 9, 2).eval()
+    with torch.no_grad():
+        layer(big[0])
+    assert copy.deepcopy(layer)._kept.spectra is None
+    buffer = io.BytesIO()
+    torch.save(layer, buffer)
+    assert buffer.tell() < 1.1 * 4 * sum(p.numel() for p in layer.parameters())
