@@ -57,7 +57,7 @@ def draw_reconstructions(data: Reconstructions) -> Figure:
         )
         if len(positions)
     ]
-    figure = Figure(figsize=(10, 2.75 * len(groups)), dpi=150, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(10, 2.45 * len(groups)), dpi=150, facecolor="white", layout="constrained")
     panels = figure.subfigures(len(groups), 1, hspace=0.04, squeeze=False)
     for panel, (title, positions) in zip(panels.flat, groups, strict=True):
         panel.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
