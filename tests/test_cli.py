@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import resource
 import signal
@@ -150,11 +151,36 @@ def test_an_interrupt_keeps_the_checkpoint_and_says_how_to_resume(tmp_path, numb
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    told = r"interrupted in epoch \d+, step \d+; the checkpoint is written; go on with: .*train --resume"
+    told = r"interrupted in epoch \d+, step \d+; the checkpoint is kept; go on with: .*train --resume"
     assert re.search(told, err)
     assert "Traceback" not in err
     step = int(re.search(r"step (\d+)", err)[1])
     assert torch.load(tmp_path / "run" / runs.CHECKPOINT, weights_only=True)["global_step"] == step
+
+
+def test_a_second_interrupt_stops_at_once_and_still_says_how_to_resume(tmp_path):
+    process = user("train", "--epochs", 200, "--out", "run", cwd=tmp_path)
+    wait_for(tmp_path / "run" / runs.CHECKPOINT, process)
+    process.send_signal(signal.SIGSTOP)  # so that both are there when it goes on
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on with: " in err
+    assert "Traceback" not in err
+
+
+def test_a_run_stopped_before_its_report_makes_it_when_resumed(tmp_path):
+    assert typed("train", "--limit", 32, "--batch-size", 16, "--epochs", 1, "--out", "run", cwd=tmp_path)[0] == 0
+    (tmp_path / "run" / runs.REPORT).rename(tmp_path / "report.json")
+    status, out, err = typed("train", "--resume", "--out", "run", cwd=tmp_path)
+    assert status == 0, err
+    again, before = (
+        (json.loads(path.read_text())) for path in (tmp_path / "run" / runs.REPORT, tmp_path / "report.json")
+    )
+    assert again["test_error"] == before["test_error"]
+    assert "test error" in out
 
 
 def test_a_resumed_run_keeps_its_settings(tmp_path):
@@ -213,6 +239,34 @@ def test_bad_input_is_told_in_one_line(capsys, tmp_path, monkeypatch, arguments,
     assert told in err
     assert err.count("\n") == 1
     assert not list(tmp_path.iterdir()), "nothing may be half-written"
+
+
+def test_a_mistyped_command_is_told_in_one_line_on_a_terminal_too(tmp_path):
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "capsnet", "train", "--bogus"], stdout=follower, stderr=follower, cwd=tmp_path
+    )
+    assert process.wait(timeout=60) == 2
+    os.close(follower)
+    said = os.read(leader, 10_000).decode()
+    os.close(leader)
+    assert said.startswith("capsnet: Unrecognized options: --bogus")
+    assert "\x1b" not in said
+    assert said.count("\n") == 1
+
+
+def test_output_that_cannot_be_written_is_told_in_one_line(run):
+    if not Path("/dev/full").exists():
+        pytest.skip("wants Linux's /dev/full")
+    picture = run[0] / "reconstructions.png"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "capsnet", "predict", run[0], picture],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (2, "capsnet: No space left on device\n")
 
 
 def test_bad_pictures_are_told_in_one_line(run, capsys, tmp_path):

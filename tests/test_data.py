@@ -113,6 +113,13 @@ def test_transparent_and_sixteen_bit_pictures(tmp_path):
     ink[..., 3] = digit()  # black, and transparent where there is none
     Image.fromarray(ink).save(tmp_path / "clear.png")
     assert np.abs(read_picture(tmp_path / "clear.png", (1, 28, 28), MNIST_FRAMING)[0].numpy() - digit()).max() == 0
+    ink[..., :3] = 255  # white ink, which would not show on white paper
+    Image.fromarray(ink).save(tmp_path / "white.png")
+    assert (read_picture(tmp_path / "white.png", (1, 28, 28), MNIST_FRAMING)[0].numpy() == digit()).all()
+    Image.fromarray(digit().astype(np.float32) / 255).save(tmp_path / "float.tif")
+    assert (
+        np.abs(read_picture(tmp_path / "float.tif", (1, 28, 28), MNIST_FRAMING)[0].numpy() - 1.0 * digit()).max() <= 1
+    )
     Image.fromarray(digit().astype(np.uint16) * 257).save(tmp_path / "deep.png")
     assert (read_picture(tmp_path / "deep.png", (1, 28, 28), MNIST_FRAMING)[0].numpy() == digit()).all()
 

@@ -35,6 +35,8 @@ def test_missing_folders_and_files_are_named(tmp_path, run):
         capsnet.load(tmp_path / "none")
     with pytest.raises(capsnet.InputError, match="is not a run folder"):
         capsnet.load(tmp_path)
+    with pytest.raises(capsnet.InputError, match="is a file"):
+        capsnet.load(run / runs.CONFIG)
     (run / runs.WEIGHTS).unlink()
     with pytest.raises(capsnet.InputError, match="not complete"):
         capsnet.load(run)
@@ -56,13 +58,31 @@ def test_damaged_configs_are_refused(run, content):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("num_classes", 3), ("in_shape", [1, 9999999, 9999999]), ("in_shape", "x"), ("capsule_dim", -1)]
+    ("key", "value"),
+    [
+        ("num_classes", 3),
+        ("in_shape", [1, 9999999, 9999999]),
+        ("in_shape", "x"),
+        ("in_shape", [1, 28]),
+        ("capsule_dim", -1),
+        ("iterations", 10**30),
+        ("iterations", 1.5),
+        ("kernel_size", 0),
+        ("conv_channels", True),
+    ],
 )
 def test_configs_that_do_not_fit_the_weights_are_refused(run, key, value):
     config = json.loads((run / runs.CONFIG).read_text())
     config["model"]["config"][key] = value
     (run / runs.CONFIG).write_text(json.dumps(config))
     with pytest.raises(capsnet.InputError):
+        capsnet.load(run)
+
+
+def test_weights_that_are_not_finite_are_refused(run):
+    state = {name: torch.full_like(tensor, float("nan")) for name, tensor in small().state_dict().items()}
+    (run / runs.WEIGHTS).write_bytes(safetensors.torch.save(state))
+    with pytest.raises(capsnet.InputError, match="not finite"):
         capsnet.load(run)
 
 
@@ -88,10 +108,10 @@ def test_nothing_that_is_loaded_can_execute_code(run, tmp_path, monkeypatch):
     for content in (bomb, b"", b"PK\x03\x04"):
         (run / runs.CHECKPOINT).write_bytes(content)
         with pytest.raises(capsnet.InputError, match=r"last\.ckpt is damaged"):
-            SafeCheckpointIO().load_checkpoint(run / runs.CHECKPOINT)
+            SafeCheckpointIO("ours").load_checkpoint(run / runs.CHECKPOINT)
     torch.save({"model": Bomb()}, run / runs.CHECKPOINT)
     with pytest.raises(capsnet.InputError, match=r"last\.ckpt is damaged"):
-        SafeCheckpointIO().load_checkpoint(run / runs.CHECKPOINT)
+        SafeCheckpointIO("ours").load_checkpoint(run / runs.CHECKPOINT)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -107,3 +127,17 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path, monkeypa
         runs.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path):
+    (tmp_path / ".last.ckpt.123.partial").write_bytes(b"half")
+    with runs.locked(tmp_path):
+        assert not list(tmp_path.iterdir())
+
+
+def test_only_our_models_are_saved(tmp_path):
+    class Mine(capsnet.CapsNet):
+        pass
+
+    with pytest.raises(capsnet.InputError, match="cannot save or train a Mine"):
+        capsnet.save(Mine((1, 17, 17), 2, conv_channels=4, primary_types=2), tmp_path / "run")

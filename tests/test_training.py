@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -84,6 +85,40 @@ def patched(owner, name, value):
     patch = pytest.MonkeyPatch()
     patch.setattr(owner, name, value)
     return contextlib.closing(SimpleNamespace(close=patch.undo))
+
+
+def test_a_checkpoint_of_another_run_is_refused(digits, tmp_path):
+    for name, seed in (("a", 0), ("b", 1)):
+        fit(small(), digits, capsnet.Recipe(**QUICK, seed=seed), out=tmp_path / name)
+        (tmp_path / name / runs.WEIGHTS).unlink()
+    (tmp_path / "a" / runs.CHECKPOINT).write_bytes((tmp_path / "b" / runs.CHECKPOINT).read_bytes())
+    with pytest.raises(capsnet.InputError, match="checkpoint of another run"):
+        fit(small(), digits, out=tmp_path / "a", resume=True)
+    with pytest.raises(capsnet.InputError, match="another model, recipe or training set"):
+        fit(small(), digits.select(slice(32)), out=tmp_path / "a", resume=True)
+    with pytest.raises(capsnet.InputError, match="another model, recipe or training set"):
+        fit(small(iterations=1), digits, out=tmp_path / "a", resume=True)
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(digits, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(capsnet.InputError, match="is not empty"):
+        fit(small(), digits, out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_two_cannot_train_in_one_folder(digits, tmp_path):
+    fit(small(), digits, out=tmp_path / "run")
+    (tmp_path / "run" / runs.WEIGHTS).unlink()
+    with runs.locked(tmp_path / "run"), pytest.raises(capsnet.InputError, match="another process is training"):
+        fit(small(), digits, out=tmp_path / "run", resume=True)
+
+
+def test_signal_handlers_are_given_back(digits):
+    before = signal.getsignal(signal.SIGINT)
+    with patched(Batches, "train_batch", lambda *_: 1 / 0), pytest.raises(ZeroDivisionError):
+        fit(small(), digits)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 class PullThePlug(BaseException):
@@ -184,6 +219,10 @@ def test_weights_that_are_not_finite_are_never_saved(digits, tmp_path):
         {"max_shift": -1},
         {"ema_decay": 1.0},
         {"seed": -1},
+        {"seed": 10**30},
+        {"seed": 1.5},
+        {"epochs": "3"},
+        {"learning_rate": float("inf")},
     ],
 )
 def test_recipes_that_cannot_be_are_refused(wrong):
@@ -202,7 +241,7 @@ def test_a_run_folder_is_not_overwritten_and_a_resumed_run_keeps_its_recipe(digi
     fit(small(), digits, out=tmp_path / "run")
     with pytest.raises(capsnet.InputError, match="already holds a run"):
         fit(small(), digits, out=tmp_path / "run")
-    with pytest.raises(capsnet.InputError, match="another recipe"):
+    with pytest.raises(capsnet.InputError, match="another model, recipe or training set"):
         fit(small(), digits, capsnet.Recipe(**{**QUICK, "epochs": 4}), out=tmp_path / "run", resume=True)
     with pytest.raises(capsnet.InputError, match="complete"):
         fit(small(), digits, out=tmp_path / "run", resume=True)

@@ -1,11 +1,14 @@
 """What happens around the training steps: figures are recorded, checkpoints written, progress is shown."""
 
+import contextlib
 import csv
 import io
 import math
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,11 +30,7 @@ CHECK_EVERY = 50
 
 
 class TrainingInterruptedError(Exception):
-    """Training was stopped by a signal, after the step that was under way."""
-
-    def __init__(self, signal_number: int, where: str) -> None:
-        super().__init__(where)
-        self.signal_number = signal_number
+    """Training was stopped by a signal; the message says where."""
 
 
 class Recorder(Callback):
@@ -108,7 +107,8 @@ class Recorder(Callback):
         """Raises `InputError` if any loss of this epoch so far was infinite or not a number."""
         if all(bool(value.isfinite()) for value in self.sums.values()):
             return
-        kept = f"; the last good checkpoint is kept in {self.folder / CHECKPOINT}" if self.folder else ""
+        there = self.folder is not None and (self.folder / CHECKPOINT).exists()
+        kept = f"; the last good checkpoint is kept in {self.folder}/{CHECKPOINT}" if there else ""
         raise InputError(
             f"the loss is no longer finite (epoch {trainer.current_epoch + 1}, before step {trainer.global_step}); "
             f"try a smaller learning rate{kept}"
@@ -126,40 +126,42 @@ class Checkpoints(Checkpoint):
     Lightning calls subclasses of its `Checkpoint` after all other callbacks, so what is saved is complete.
     """
 
-    def __init__(self, recorder: Recorder, folder: Path | None) -> None:
+    def __init__(self, recorder: Recorder, folder: Path | None, fingerprint: str) -> None:
         self.recorder = recorder
         self.folder = folder
+        self.fingerprint = fingerprint
         self.saved = time.perf_counter()
-        self.signal_number = 0
-        self.handlers: dict[int, Any] = {}
+        self.interrupted = False
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    @contextlib.contextmanager
+    def catching_signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM are ours for as long as this lasts, if we are in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            self.handlers = {
-                number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-            }
-        except ValueError:  # not the main thread: signals are somebody else's there
-            self.handlers = {}
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["fingerprint"] = self.fingerprint
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.is_last_batch and not self.signal_number:
+        if trainer.is_last_batch:
             return  # the epoch's end follows, with what belongs to it, and saves
-        if self.signal_number or time.perf_counter() - self.saved > CHECKPOINT_SECONDS:
+        if self.interrupted or time.perf_counter() - self.saved > CHECKPOINT_SECONDS:
             self._save(trainer, pl_module)
-        if self.signal_number:
-            where = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
-            raise TrainingInterruptedError(self.signal_number, where)
+        self._stop_if_interrupted(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, pl_module)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._restore_handlers()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore_handlers()
+        if trainer.current_epoch + 1 != trainer.max_epochs:
+            self._stop_if_interrupted(trainer)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.folder:
@@ -171,20 +173,23 @@ class Checkpoints(Checkpoint):
         trainer.save_checkpoint(self.folder / CHECKPOINT)
         self.saved = time.perf_counter()
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_number:  # the second time, at once
-            raise KeyboardInterrupt
-        self.signal_number = number
-        print("stopping after this step …", file=sys.stderr)
+    def _stop_if_interrupted(self, trainer: Trainer) -> None:
+        if self.interrupted:
+            raise TrainingInterruptedError(f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}")
 
-    def _restore_handlers(self) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        self.handlers = {}
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupted:  # the second time, at once; Lightning would answer a KeyboardInterrupt with exit 1
+            raise TrainingInterruptedError("the middle of a step")
+        self.interrupted = True
+        print("stopping after this step …", file=sys.stderr)
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints whole or not at all, and reads them without executing anything they contain."""
+    """Writes checkpoints whole or not at all; reads only this very run's, without executing anything they contain."""
+
+    def __init__(self, fingerprint: str) -> None:
+        super().__init__()
+        self.fingerprint = fingerprint
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
@@ -195,10 +200,12 @@ class SafeCheckpointIO(TorchCheckpointIO):
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
         try:
-            return torch.load(path, map_location=map_location, weights_only=True)
-        except Exception as error:  # torch.load raises nearly every kind on damaged files
-            reason = str(error).strip().splitlines()
-            raise InputError(f"{path} is damaged or no checkpoint: {reason[0] if reason else error!r}") from None
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        except Exception:  # torch.load raises nearly every kind on damaged files, with advice that we do not share
+            raise InputError(f"{path} is damaged or no checkpoint; remove it to start the run anew") from None
+        if not isinstance(checkpoint, dict) or checkpoint.get("fingerprint") != self.fingerprint:
+            raise InputError(f"{path} is the checkpoint of another run: model, recipe or training images differ")
+        return checkpoint
 
 
 class ShowProgress(Callback):

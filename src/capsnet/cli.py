@@ -5,10 +5,14 @@ import dataclasses
 import io
 import json
 import os
+import re
+import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 import torch
@@ -63,6 +67,9 @@ class Train:
         device = str(pick_device(self.device))
         torch.manual_seed(self.recipe.seed)
         model = self._build(train_set)
+        if self.resume and (folder / runs.WEIGHTS).exists():
+            self._report_again(folder, device)
+            return
         started = time.perf_counter()
         try:
             rows = fit(
@@ -78,8 +85,17 @@ class Train:
             )
         except KeyboardInterrupt as stop:
             again = f"{_program()} train --resume --out {folder}"
-            raise KeyboardInterrupt(f"{stop or 'interrupted'}; go on with: {again}") from None
-        seconds = time.perf_counter() - started
+            raise KeyboardInterrupt(f"{str(stop) or 'interrupted'}; go on with: {again}") from None
+        self._test(folder, model, rows, time.perf_counter() - started, device)
+
+    def _report_again(self, folder: Path, device: str) -> None:
+        """For a run that was stopped between its last step and its report."""
+        if (folder / runs.REPORT).exists():
+            raise InputError(f"the run {folder} is complete; there is nothing to resume")
+        rows = runs.read_metrics(folder)
+        self._test(folder, runs.load(folder), rows, sum(row["seconds"] for row in rows), device)
+
+    def _test(self, folder: Path, model: Model, rows: list[dict[str, Any]], seconds: float, device: str) -> None:
         test_set = open_dataset(self.data, "test")
         print(f"testing on {len(test_set):,} images …", file=sys.stderr)
         outcome = evaluate(model, test_set, device)
@@ -182,7 +198,9 @@ class Predict:
         model = runs.load(self.run_folder)
         config = runs.read_config(self.run_folder)
         shape, count = model.config["in_shape"], model.config["num_classes"]
-        names = config.get("classes") or [str(k) for k in range(count)]
+        names = config.get("classes", [str(k) for k in range(count)])
+        if not isinstance(names, list) or len(names) != count:
+            raise InputError(f"{self.run_folder / runs.CONFIG} is damaged: it should name {count} classes")
         framing = _framing(config, self.run_folder)
         images = torch.stack([read_picture(path, shape, framing) for path in self.pictures])
         scores = probabilities(model, images, pick_device(self.device))
@@ -237,18 +255,38 @@ def main(arguments: list[str] | None = None) -> int:
     """The `capsnet` command; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     tune_allocator()
+    for stream in (sys.stdout, sys.stderr):  # a file name that the terminal cannot show is no reason to stop
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)
         _parse(arguments).run()
+        sys.stdout.flush()
     except InputError as error:
-        print(f"capsnet: {error}", file=sys.stderr)
+        print(f"capsnet: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"\ncapsnet: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"\ncapsnet: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `capsnet … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:  # a full disk under the output, a path too long, a folder that may not be read
+        _drop_output()
+        print(f"capsnet: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _drop_output() -> None:
+    """What is still to be written has nowhere to go; Python would complain of it once more when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt("terminated")
 
 
 def _parse(arguments: list[str]) -> Train | Evaluate | Predict | Bench:
@@ -272,6 +310,7 @@ def _parse_with(kind: Any, arguments: list[str], **options: Any) -> Any:
 
 def _gist(box: str) -> str:
     """The first paragraph in tyro's box, and its first suggestion if there is one."""
+    box = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colours, on a terminal
     title = 1 if box.startswith("╭") else 2  # lines; without UTF-8 there is no border, but a rule below the title
     lines = [line.strip("│ ") for line in box.splitlines()[title:]]
     rules = [number for number, line in enumerate(lines) if not line.strip("─-╰╯")] or [len(lines)]
@@ -313,7 +352,7 @@ def _framing(config: dict[str, Any], folder: Path) -> Framing:
     try:
         recorded = config.get("framing", {})
         return Framing(**{**recorded, "centre": tuple(recorded.get("centre", (0.5, 0.5)))})
-    except (TypeError, AttributeError):
+    except (TypeError, AttributeError, InputError):
         raise InputError(f"{folder / runs.CONFIG} is damaged: its section 'framing' is not ours") from None
 
 
@@ -334,7 +373,7 @@ def _draw(model: CapsNet, image_set: ImageSet, outcome: Evaluation, path: Path) 
 
 
 def _print_json(**content: Any) -> None:
-    print(json.dumps(content, ensure_ascii=False))
+    print(json.dumps(content))
 
 
 def _program() -> str:

@@ -34,6 +34,7 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
         and isinstance(stride, int)
         and isinstance(padding, int)
         and x.dim() == 4
+        and x.numel() > 0
         and all(type(t) in (Tensor, nn.Parameter) for t in tensors)
         and all(t.device.type == "cpu" and t.dtype == torch.float32 and t.layout == torch.strided for t in tensors)
     )

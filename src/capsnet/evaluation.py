@@ -8,6 +8,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from capsnet.data.image_set import ImageSet, to_float
+from capsnet.devices import pick_device
 from capsnet.models import Model
 
 
@@ -41,6 +42,7 @@ def probabilities(
     batch_size: int = 500,
 ) -> Float[Tensor, "count classes"]:
     """The probability of each class for each image, computed in batches; on the CPU. Leaves the model on `device`."""
+    device = pick_device(device)
     model.to(device).eval()
     with torch.inference_mode():
         parts = [model.probabilities(to_float(batch.to(device))).float().cpu() for batch in images.split(batch_size)]

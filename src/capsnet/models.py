@@ -13,6 +13,7 @@ from capsnet.layers import Decoder, DenseCapsules, PrimaryCapsules
 
 Images = Float[Tensor, "batch channels height width"]
 Labels = Int[Tensor, " batch"]
+MAX_ITERATIONS = 100
 
 
 class CapsuleOutput(NamedTuple):
@@ -51,7 +52,10 @@ class CapsNet(nn.Module):
         leaky: bool = False,
     ) -> None:
         super().__init__()
-        channels, height, width = in_shape
+        channels, height, width = _checked(in_shape, num_classes)
+        _check_sizes(conv_channels, primary_types, primary_dim, capsule_dim, kernel_size, *decoder_hidden)
+        if not 1 <= iterations <= MAX_ITERATIONS:
+            raise InputError(f"routing iterations must be 1 to {MAX_ITERATIONS}, not {iterations}")
         grid = [(side - 2 * (kernel_size - 1) - 1) // 2 + 1 for side in (height, width)]
         if min(grid) < 1:
             smallest = 2 * kernel_size - 1
@@ -123,7 +127,7 @@ class BaselineCNN(nn.Module):
 
     def __init__(self, in_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
-        channels, height, width = in_shape
+        channels, height, width = _checked(in_shape, num_classes)
         self.config: dict[str, Any] = {"in_shape": tuple(in_shape), "num_classes": num_classes}
         self.features = nn.Sequential(
             Conv2d(channels, 256, 5, padding=2),
@@ -162,6 +166,19 @@ class BaselineCNN(nn.Module):
         return self(images).softmax(dim=1)
 
 
+def _checked(in_shape: tuple[int, int, int], num_classes: int) -> tuple[int, int, int]:
+    if len(in_shape) != 3:
+        raise InputError(f"in_shape is (channels, height, width), not {in_shape}")
+    _check_sizes(num_classes, *in_shape)
+    return in_shape
+
+
+def _check_sizes(*sizes: int) -> None:
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InputError(f"sizes of a model are whole numbers from 1, not {size!r}")
+
+
 Model = CapsNet | BaselineCNN
 MODELS: dict[str, type[Model]] = {"capsnet": CapsNet, "cnn": BaselineCNN}
 """The names by which the command line and a run's config know the models."""
@@ -169,7 +186,10 @@ MODELS: dict[str, type[Model]] = {"capsnet": CapsNet, "cnn": BaselineCNN}
 
 def model_name(model: Model) -> str:
     """The name under which `MODELS` lists the class of this model."""
-    return next(name for name, kind in MODELS.items() if type(model) is kind)
+    for name, kind in MODELS.items():
+        if type(model) is kind:
+            return name
+    raise InputError(f"cannot save or train a {type(model).__name__}; a run folder holds: {', '.join(MODELS)}")
 
 
 def build_model(name: str, config: dict[str, Any]) -> Model:
@@ -182,5 +202,5 @@ def build_model(name: str, config: dict[str, Any]) -> Model:
     try:
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
         return MODELS[name](**arguments)
-    except (TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+    except (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         raise InputError(f"the config does not fit model {name!r}: {str(error).splitlines()[0]}") from None

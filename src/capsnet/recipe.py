@@ -1,6 +1,7 @@
 """How to train."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from math import isfinite
 
 from capsnet.errors import InputError
 
@@ -25,11 +26,19 @@ class Recipe:
     """Decides initial weights, order and shifts."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            whole = field.type in (int, "int")
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not isfinite(value):
+                kind = "whole" if whole else "finite"
+                raise InputError(f"{field.name.replace('_', ' ')} must be a {kind} number, not {value!r}")
         if self.epochs < 1 or self.batch_size < 1:
-            raise InputError("epochs and batch size must be at least 1")
+            raise InputError(f"epochs and batch size must be at least 1, not {self.epochs} and {self.batch_size}")
         if not 0 < self.final_learning_rate <= self.learning_rate:
             raise InputError("the learning rate must be above 0 and fall: learning_rate ≥ final_learning_rate > 0")
-        if self.max_shift < 0 or self.seed < 0:
-            raise InputError("max shift and seed must not be negative")
+        if self.max_shift < 0:
+            raise InputError(f"max shift must not be negative, but it is {self.max_shift}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed must be 0 to 2**63 - 1, not {self.seed}")
         if not 0 <= self.ema_decay < 1:
             raise InputError("EMA decay must be at least 0 and below 1")

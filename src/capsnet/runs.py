@@ -10,9 +10,12 @@ Every file is written to a temporary name, flushed to the disk and renamed: when
 old one or the new one. Nothing that is loaded can execute code.
 """
 
+import contextlib
+import csv
 import json
 import os
 import platform
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,11 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 from capsnet.errors import InputError
 from capsnet.models import Model, build_model, model_name
@@ -53,12 +61,14 @@ def load(path: str | Path) -> Model:
             f"finish it with: capsnet train --resume --out {folder}"
         )
     with torch.device("meta"):  # no memory and no time for weights that are replaced at once
-        model = build_model(described.get("name", ""), _section(described, "config", folder))
+        model = build_model(str(described.get("name")), _section(described, "config", folder))
     try:
-        state = safetensors.torch.load_file(weights)
-        model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+        state = {name: tensor.float() for name, tensor in safetensors.torch.load_file(weights).items()}
+        model.load_state_dict(state, assign=True)
     except (safetensors.SafetensorError, RuntimeError, OSError) as error:
         raise InputError(f"{weights} is damaged or not this model's: {_first_line(error)}") from None
+    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+        raise InputError(f"{weights} is damaged: it holds numbers that are not finite")
     return model.eval()
 
 
@@ -72,6 +82,8 @@ def write_config(folder: Path, model: Model, **sections: Any) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
+    if folder.is_file():
+        raise InputError(f"{folder} is a file, not a run folder")
     if not folder.is_dir():
         raise InputError(f"there is no run folder {folder}; `capsnet train --out {folder}` makes one")
     if not (folder / CONFIG).is_file():
@@ -102,9 +114,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines of `metrics.csv`, one for each epoch."""
+    try:
+        with open(folder / METRICS, newline="") as file:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{folder / METRICS} cannot be read: {error}") from None
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file as a whole or not at all. Raises `InputError` if it cannot be written (disk full, read-only)."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         try:
             with open(partial, "wb") as file:
@@ -114,8 +135,40 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+        _flush_folder(path.parent)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; what was saved before is intact") from None
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in this folder, for as long as this one lives.
+
+    Raises `InputError` if one is at it. Clears away what a killed process left half-written.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for litter in folder.glob(".*.partial"):
+            litter.unlink(missing_ok=True)
+        yield
+    except BlockingIOError:
+        raise InputError(f"another process is training in {folder}; wait for it, or choose another --out") from None
+    finally:
+        os.close(descriptor)
+
+
+def _flush_folder(folder: Path) -> None:
+    """After a power cut, a rename is there only if the folder itself was flushed."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -148,4 +201,6 @@ def _section(config: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """The first line that says something: PyTorch begins a list of mismatches with a heading."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.rstrip().endswith(":")]
+    return lines[0] if lines else type(error).__name__

@@ -1,6 +1,8 @@
 """Training: one Lightning module, and `fit`."""
 
 import contextlib
+import hashlib
+import json
 import logging
 import math
 import warnings
@@ -22,7 +24,7 @@ from capsnet.data.image_set import ImageSet, to_float
 from capsnet.data.pictures import measure_framing
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
-from capsnet.models import Model
+from capsnet.models import Model, model_name
 from capsnet.recipe import Recipe
 
 EVALUATION_BATCH = 500
@@ -47,31 +49,57 @@ def fit(
     the same weights, bit for bit, also when it was killed and resumed on the way.
 
     With `out`, a run folder is written: config first, checkpoints on the way, weights at the end. `resume` goes on
-    from its last checkpoint. `held_out` is tested after each epoch; errors are in percent. `command` is recorded in
-    the run's config. Raises `InputError` if model, data, recipe and folder do not fit, if a file cannot be written,
-    or if the loss is no longer finite; `KeyboardInterrupt` after Ctrl-C, with the checkpoint written.
+    from its last checkpoint, if model, recipe and images are the same. `held_out` is tested after each epoch; errors
+    are in percent. `command` is recorded in the run's config. Raises `InputError` if model, data, recipe and folder do
+    not fit, if a file cannot be written, or if the loss is no longer finite; `KeyboardInterrupt` after Ctrl-C, with
+    the checkpoint written.
     """
     recipe = recipe or Recipe()
     for image_set in (train_set, held_out):
         if image_set:
             image_set.require(model.config["in_shape"], model.config["num_classes"])
-    folder = Path(out) if out is not None else None
-    if folder and _finished(folder, model, recipe, resume):
-        raise InputError(f"the run {folder} is complete; there is nothing to resume")
-    if folder and not (folder / runs.CONFIG).exists():
-        runs.make_folder(folder)
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        raise InputError("training wants a float32 model: model.float()")
+    if resume and out is None:
+        raise InputError("to resume, name the run folder: out=…")
+    fingerprint = _fingerprint(model, recipe, train_set)
+    if out is None:
+        return _train(model, train_set, recipe, held_out, None, fingerprint, device, tensorboard, progress)
+    folder = Path(out)
+    if resume:
+        _check_resumable(folder, fingerprint)
+    else:
         sections: dict[str, Any] = {"recipe": asdict(recipe), "classes": list(train_set.class_names)}
         sections |= {"framing": asdict(measure_framing(train_set)), "command": dict(command or {})}
-        runs.write_config(folder, model, **sections)
+        _start_run(folder, model, fingerprint=fingerprint, **sections)
+    with runs.locked(folder):
+        rows = _train(model, train_set, recipe, held_out, folder, fingerprint, device, tensorboard, progress)
+        runs.save_weights(model, folder)
+    return rows
+
+
+def _train(
+    model: Model,
+    train_set: ImageSet,
+    recipe: Recipe,
+    held_out: ImageSet | None,
+    folder: Path | None,
+    fingerprint: str,
+    device: str,
+    tensorboard: bool,
+    progress: bool,
+) -> list[dict[str, Any]]:
+    """From the folder's last checkpoint, if there is one, to the end."""
     recorder = Recorder(recipe.batch_size, folder)
-    callbacks: list[Callback] = [recorder, Checkpoints(recorder, folder)]
+    checkpoints = Checkpoints(recorder, folder, fingerprint)
+    callbacks: list[Callback] = [recorder, checkpoints]
     if recipe.ema_decay:
         callbacks.insert(0, EMAWeightAveraging(decay=recipe.ema_decay))
     if progress:
         callbacks.insert(-1, ShowProgress(recorder))
     chosen = pick_device(device)
-    checkpoint = folder / runs.CHECKPOINT if folder and resume else None
-    with _quiet_lightning():
+    checkpoint = folder / runs.CHECKPOINT if folder else None
+    with _quiet_lightning(), checkpoints.catching_signals():
         trainer = Trainer(
             accelerator=chosen.type,
             devices=1,
@@ -79,7 +107,7 @@ def fit(
             max_epochs=recipe.epochs,
             limit_val_batches=None if held_out else 0,
             callbacks=callbacks,
-            plugins=[SafeCheckpointIO()],
+            plugins=[SafeCheckpointIO(fingerprint)],
             logger=_tensorboard_logger(folder) if tensorboard else False,
             default_root_dir=folder,
             enable_progress_bar=False,
@@ -95,11 +123,9 @@ def fit(
                 weights_only=True,
             )
         except TrainingInterruptedError as stop:
-            kept = "; the checkpoint is written" if folder else ""
+            kept = "; the checkpoint is kept" if checkpoint and checkpoint.exists() else ""
             raise KeyboardInterrupt(f"interrupted in {stop}{kept}") from None
     model.cpu().eval()
-    if folder:
-        runs.save_weights(model, folder)
     return recorder.rows
 
 
@@ -228,16 +254,29 @@ def _moved(image_set: ImageSet, device: torch.device) -> ImageSet:
     return ImageSet(image_set.images.to(device), image_set.labels.to(device), image_set.class_names)
 
 
-def _finished(folder: Path, model: Model, recipe: Recipe, resume: bool) -> bool:
-    """Whether the run in `folder` is complete. Raises `InputError` if it must not be touched by this call."""
-    if not resume:
-        if (folder / runs.CONFIG).exists():
-            raise InputError(f"{folder} already holds a run; resume it (--resume) or choose another folder (--out)")
-        return False
-    config = runs.read_config(folder)
-    if config.get("recipe") != asdict(recipe):
-        raise InputError(f"the run {folder} was started with another recipe, and a resumed run keeps its own")
-    return (folder / runs.WEIGHTS).exists()
+def _fingerprint(model: Model, recipe: Recipe, train_set: ImageSet) -> str:
+    """Tells runs apart whose checkpoints must not be mixed: model, recipe, and every training image and label."""
+    digest = hashlib.sha256(json.dumps([model_name(model), model.config, asdict(recipe)]).encode())
+    for tensor in (train_set.images, train_set.labels):
+        digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _start_run(folder: Path, model: Model, **sections: Any) -> None:
+    """Raises `InputError` if there is anything in the folder already."""
+    if (folder / runs.CONFIG).exists():
+        raise InputError(f"{folder} already holds a run; resume it (--resume) or choose another folder (--out)")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"the folder {folder} is not empty; choose a new one for the run (--out)")
+    runs.make_folder(folder)
+    runs.write_config(folder, model, **sections)
+
+
+def _check_resumable(folder: Path, fingerprint: str) -> None:
+    if runs.read_config(folder).get("fingerprint") != fingerprint:
+        raise InputError(f"the run {folder} was started with another model, recipe or training set, and keeps its own")
+    if (folder / runs.WEIGHTS).exists():
+        raise InputError(f"the run {folder} is complete; there is nothing to resume")
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """A picture file as a user has it, made into what a model was trained on."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,11 @@ class Framing:
     background: Literal["black", "white"] | None = None
     extent: float = 1.0
     centre: tuple[float, float] = (0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        shares = (self.extent, *self.centre)
+        if self.background not in ("black", "white", None) or len(shares) != 3 or not all(0 < s <= 1 for s in shares):
+            raise InputError(f"{self} is no framing: extent and centre are shares of the image, above 0 and up to 1")
 
 
 def measure_framing(image_set: ImageSet, sample: int = 1000) -> Framing:
@@ -73,16 +79,19 @@ def read_picture(
 
 def _decode(path: Path, mode: str) -> Image.Image:
     try:
-        with Image.open(path) as picture:
+        with warnings.catch_warnings(), Image.open(path) as picture:
+            warnings.simplefilter("ignore")  # Pillow warns of what we refuse below, or read all the same
             if picture.width * picture.height > MAX_PIXELS:
                 raise InputError(f"{path} has {picture.width}×{picture.height} pixels; the limit is {MAX_PIXELS:,}")
             picture.load()
             upright = ImageOps.exif_transpose(picture)
             if upright.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would cut, not scale
                 upright = Image.fromarray((np.asarray(upright) / 257).clip(0, 255).astype(np.uint8))
-            if upright.has_transparency_data:  # transparent pixels show the paper behind them
-                rgba = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+            if upright.mode == "F":
+                values = np.nan_to_num(np.asarray(upright), nan=0, posinf=0, neginf=0)
+                upright = Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).astype(np.uint8))
+            if upright.has_transparency_data:
+                upright = _on_paper(upright.convert("RGBA"))
             return upright.convert(mode)
     except FileNotFoundError:
         raise InputError(f"there is no picture {path}") from None
@@ -96,6 +105,13 @@ def _decode(path: Path, mode: str) -> Image.Image:
         raise
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on damaged files
         raise InputError(f"{path} is damaged or cannot be read: {error}") from None
+
+
+def _on_paper(picture: Image.Image) -> Image.Image:
+    """Transparent pixels show the paper behind them: white under dark ink, black under light."""
+    pixels = np.asarray(picture, dtype=np.float32)
+    ink = np.average(pixels[..., :3].mean(axis=2), weights=pixels[..., 3]) if pixels[..., 3].any() else 0
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white" if ink < 128 else "black"), picture)
 
 
 def _match_background(pixels: np.ndarray, wanted: str) -> np.ndarray:
