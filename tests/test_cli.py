@@ -216,7 +216,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(tmp_path):
         (["train", "--epochs", "0"], "at least 1"),
         (["train", "--limit", "0"], "--limit must be at least 1"),
         (["train", "--held-out", "60000"], "cannot hold out 60000 of 60000"),
-        (["train", "--iterations", "0"], "at least 1"),
+        (["train", "--iterations", "0"], "iterations must be 1 to 100, not 0"),
         (["train", "--model", "resnet"], "'capsnet', 'cnn'"),
         (["train", "--device", "cuda"], "no device 'cuda'"),
         (["train", "--resume"], "--out RUN"),

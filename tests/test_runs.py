@@ -80,7 +80,7 @@ def test_configs_that_do_not_fit_the_weights_are_refused(run, key, value):
 
 
 def test_weights_that_are_not_finite_are_refused(run):
-    state = {name: torch.full_like(tensor, float("nan")) for name, tensor in small().state_dict().items()}
+    state = {name: torch.full(tensor.shape, float("nan")) for name, tensor in small().state_dict().items()}
     (run / runs.WEIGHTS).write_bytes(safetensors.torch.save(state))
     with pytest.raises(capsnet.InputError, match="not finite"):
         capsnet.load(run)
