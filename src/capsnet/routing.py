@@ -187,26 +187,25 @@ def _next_sum_backward(u, weight, total, grad_s, leaky: bool, constant: bool, gr
     ``constant`` couplings have no gradient: ``grad û = c g`` is all.
     """
     grad_total = torch.zeros_like(total)
-
-    def add_to_votes(i: slice, factor: Tensor, x: Tensor, pulled: Tensor) -> Tensor:
-        """Take ``grad û += factor · x`` on to the inputs and the weight; return ``factor · inputs``."""
-        routed = (factor.unsqueeze(2) * u[i]).flatten(1, 2)
-        if grad_weight is not None:
-            grad_weight[:, i].flatten(1, 2).baddbmm_(routed, x)
-        if grad_u is not None:
-            grad_u[i] += pulled.mul_(factor.unsqueeze(2)).sum(0)
-        return routed
-
     for i in _chunks(u, weight):
         w = weight[:, i].flatten(1, 2)
         pulled_total, pulled_grad = _pull(w, total, u[i].shape), _pull(w, grad_s, u[i].shape)
         c = _softmax((pulled_total * u[i]).sum(2), 0, leaky)
+        terms = [(c, grad_s, pulled_grad)]  # of grad û: a factor for each vote times a vector for each output capsule
         if not constant:
             grad_c = (pulled_grad * u[i]).sum(2)
             grad_logits = c * (grad_c - (c * grad_c).sum(0))
-            routed = add_to_votes(i, grad_logits, total, pulled_total)
-            grad_total.baddbmm_(routed.transpose(1, 2), w)
-        add_to_votes(i, c, grad_s, pulled_grad)
+            terms.append((grad_logits, total, pulled_total))
+        if grad_u is not None:
+            grad_u[i] += sum((factor.unsqueeze(2) * pulled).sum(0) for factor, _, pulled in terms)
+        routed = [(factor.unsqueeze(2) * u[i]).flatten(1, 2) for factor, _, _ in terms]
+        if not constant:
+            grad_total.baddbmm_(routed[-1].transpose(1, 2), w)
+        if grad_weight is not None:  # summed in one buffer first: products into a slice are made one by one
+            grad_w = torch.bmm(routed[0], terms[0][1])
+            for r, (_, x, _) in zip(routed[1:], terms[1:], strict=True):
+                grad_w.baddbmm_(r, x)
+            grad_weight[:, i] += grad_w.view_as(weight[:, i])
     return grad_total
 
 
