@@ -24,7 +24,7 @@ def main() -> None:
         torch.manual_seed(0)
         model = capsnet.CapsNet(train.image_shape, train.num_classes)
         with torch.no_grad():
-            model.primary.conv.weight *= primary / 20  # the package's own scale is 20
+            model.primary.conv.weight *= primary / 7  # the package's own scale is 7
             model.classes.weight *= routing
         recipe = capsnet.Recipe(epochs=1, learning_rate=rate, final_learning_rate=1e-4)
         row = capsnet.fit(model, train, recipe, progress=False)[-1]

@@ -60,7 +60,7 @@ def test_a_run_leaves_everything_behind(digits, tmp_path):
     recorded = list(csv.DictReader((tmp_path / "run" / runs.METRICS).open()))
     assert [int(row["epoch"]) for row in recorded] == [1, 2, 3]
     assert [float(row["held_out_error"]) for row in recorded] == [row["held_out_error"] for row in rows]
-    assert float(recorded[-1]["learning_rate"]) == pytest.approx(1e-4)
+    assert float(recorded[-1]["learning_rate"]) == pytest.approx(3e-4)
     assert any((tmp_path / "run" / "tensorboard").iterdir())
     loaded = capsnet.load(tmp_path / "run")
     assert not loaded.training

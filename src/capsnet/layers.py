@@ -23,10 +23,10 @@ class PrimaryCapsules(nn.Module):
         self.types = types
         self.dim = dim
         self.conv = Conv2d(in_channels, types * dim, kernel_size, stride)
-        # Twenty times the usual scale, 1/√fan-in. Adam moves a weight by about its rate, however small the weight is:
+        # Seven times the usual scale, 1/√fan-in. Adam moves a weight by about its rate, however small the weight is:
         # at the usual scale the first steps change the sum of 20,736 inputs by more than its own size and training
         # limps, while squash makes larger sums no longer than one. Measured by scripts/initial_scales.py.
-        nn.init.normal_(self.conv.weight, std=20 * (in_channels * kernel_size**2) ** -0.5)
+        nn.init.normal_(self.conv.weight, std=7 * (in_channels * kernel_size**2) ** -0.5)
         nn.init.zeros_(_bias(self.conv))
 
     def forward(self, features: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch capsules dim"]:

@@ -16,7 +16,7 @@ class Recipe:
     """Images in a step."""
     learning_rate: float = 0.001
     """Adam's rate at the start."""
-    final_learning_rate: float = 0.0001
+    final_learning_rate: float = 0.0003
     """The rate at the end: it falls exponentially over the whole run."""
     max_shift: int = 2
     """Training images are shifted by up to this many pixels in each direction, at random."""
