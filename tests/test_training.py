@@ -235,6 +235,19 @@ def test_model_and_data_must_fit(digits):
         fit(capsnet.CapsNet((1, 28, 28), 7, conv_channels=8), digits)
 
 
+def test_nothing_is_written_for_a_call_that_cannot_be(digits, tmp_path, monkeypatch):
+    with pytest.raises(capsnet.InputError, match="unknown device"):
+        capsnet.fit(small(), digits, out=tmp_path / "run", device="bogus")
+    with pytest.raises(capsnet.InputError, match="need a run folder"):
+        fit(small(), digits, tensorboard=True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(capsnet.InputError, match="TensorBoard is not installed"):
+        fit(small(), digits, out=tmp_path / "run", tensorboard=True)
+    with pytest.raises(capsnet.InputError, match="float32 model"):
+        fit(small().double(), digits, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_folder_is_not_overwritten_and_a_resumed_run_keeps_its_recipe(digits, tmp_path):
     fit(small(), digits, out=tmp_path / "run")
     with pytest.raises(capsnet.InputError, match="already holds a run"):

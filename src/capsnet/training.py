@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import logging
 import math
@@ -62,9 +63,14 @@ def fit(
         raise InputError("training wants a float32 model: model.float()")
     if resume and out is None:
         raise InputError("to resume, name the run folder: out=…")
+    if tensorboard and out is None:
+        raise InputError("TensorBoard logs need a run folder: out=…")
+    if tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise InputError("TensorBoard is not installed; install it with: pip install 'capsnet[tensorboard]'")
+    chosen = pick_device(device)
     fingerprint = _fingerprint(model, recipe, train_set)
     if out is None:
-        return _train(model, train_set, recipe, held_out, None, fingerprint, device, tensorboard, progress)
+        return _train(model, train_set, recipe, held_out, None, fingerprint, chosen, tensorboard, progress)
     folder = Path(out)
     if resume:
         _check_resumable(folder, fingerprint)
@@ -73,7 +79,7 @@ def fit(
         sections |= {"framing": asdict(measure_framing(train_set)), "command": dict(command or {})}
         _start_run(folder, model, fingerprint=fingerprint, **sections)
     with runs.locked(folder):
-        rows = _train(model, train_set, recipe, held_out, folder, fingerprint, device, tensorboard, progress)
+        rows = _train(model, train_set, recipe, held_out, folder, fingerprint, chosen, tensorboard, progress)
         runs.save_weights(model, folder)
     return rows
 
@@ -85,7 +91,7 @@ def _train(
     held_out: ImageSet | None,
     folder: Path | None,
     fingerprint: str,
-    device: str,
+    device: torch.device,
     tensorboard: bool,
     progress: bool,
 ) -> list[dict[str, Any]]:
@@ -97,18 +103,17 @@ def _train(
         callbacks.insert(0, EMAWeightAveraging(decay=recipe.ema_decay))
     if progress:
         callbacks.insert(-1, ShowProgress(recorder))
-    chosen = pick_device(device)
     checkpoint = folder / runs.CHECKPOINT if folder else None
     with _quiet_lightning(), checkpoints.catching_signals():
         trainer = Trainer(
-            accelerator=chosen.type,
+            accelerator=device.type,
             devices=1,
-            precision="bf16-mixed" if chosen.type == "cuda" else "32-true",
+            precision="bf16-mixed" if device.type == "cuda" else "32-true",
             max_epochs=recipe.epochs,
             limit_val_batches=None if held_out else 0,
             callbacks=callbacks,
             plugins=[SafeCheckpointIO(fingerprint)],
-            logger=_tensorboard_logger(folder) if tensorboard else False,
+            logger=TensorBoardLogger(folder, name="", version="tensorboard") if folder and tensorboard else False,
             default_root_dir=folder,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -293,12 +298,3 @@ def _quiet_lightning() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-def _tensorboard_logger(folder: Path | None) -> TensorBoardLogger:
-    if folder is None:
-        raise InputError("TensorBoard logs need a run folder (out)")
-    try:
-        return TensorBoardLogger(folder, name="", version="tensorboard")
-    except ModuleNotFoundError:
-        raise InputError("TensorBoard is not installed; install it with: pip install 'capsnet[tensorboard]'") from None
