@@ -10,7 +10,7 @@ import torch
 
 import capsnet
 from capsnet import callbacks, runs
-from capsnet.training import Batches, mix_seed
+from capsnet.training import Batches, mix_seed, warmed_up_average
 
 QUICK = {"epochs": 3, "batch_size": 16, "max_shift": 1}
 
@@ -34,9 +34,11 @@ def weights(path):
     return (path / runs.WEIGHTS).read_bytes()
 
 
-def test_64_images_are_learnt_to_zero_error(digits):
+@pytest.mark.parametrize("ema_decay", [0.0, 0.999])  # such a decay must not hold a short run back
+def test_64_images_are_learnt_to_zero_error(digits, ema_decay):
     model = small(conv_channels=32, primary_types=8)
-    rows = fit(model, digits, capsnet.Recipe(epochs=40, batch_size=16, max_shift=0, learning_rate=3e-3))
+    recipe = capsnet.Recipe(epochs=40, batch_size=16, max_shift=0, learning_rate=3e-3, ema_decay=ema_decay)
+    rows = fit(model, digits, recipe)
     errors = capsnet.evaluate(model, digits).errors
     assert errors == 0
     assert rows[-1]["loss_mean"] < rows[0]["loss_mean"] / 5
@@ -174,6 +176,14 @@ def test_dropout_is_resumed_bit_for_bit_too(digits, tmp_path, monkeypatch):
     torch.manual_seed(12345)  # the state of the global generator is nothing that a run depends on
     fit(cnn(), crops, recipe, out=tmp_path / "cut", resume=True)
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def test_the_moving_average_warms_up():
+    average = warmed_up_average(0.999)
+    zero, one = torch.zeros(1), torch.ones(1)
+    assert average(zero, one, 0).item() == pytest.approx(0.9)  # keeps a tenth of the past at first
+    assert average(zero, one, torch.tensor(90)).item() == pytest.approx(0.09)
+    assert average(zero, one, torch.tensor(10**6)).item() == pytest.approx(0.001, rel=1e-3)
 
 
 def test_ema_gives_other_weights_than_none(digits, tmp_path):

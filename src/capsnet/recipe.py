@@ -21,7 +21,7 @@ class Recipe:
     max_shift: int = 2
     """Training images are shifted by up to this many pixels in each direction, at random."""
     ema_decay: float = 0.0
-    """Keep an exponential moving average of the weights with this decay (0.999, say) as the result; 0 for none."""
+    """Keep an exponential moving average of the weights as the result, with this decay (0.999, say); 0 for none."""
     seed: int = 0
     """Decides initial weights, order and shifts."""
 
