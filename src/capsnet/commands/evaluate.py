@@ -1,0 +1,45 @@
+"""`capsnet evaluate`"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from capsnet import runs
+from capsnet.data import open_dataset
+from capsnet.devices import pick_device
+from capsnet.evaluation import evaluate
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Test a trained model on the test images of a data set."""
+
+    run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run folder."""
+    data: str = "mnist"
+    """Data set: mnist."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> None:
+        model = runs.load(self.run_folder)
+        outcome = evaluate(model, open_dataset(self.data, "test"), pick_device(self.device))
+        speed = outcome.images / outcome.seconds
+        if self.json:
+            answer = {
+                "run": str(self.run_folder),
+                "data": self.data,
+                "images": outcome.images,
+                "errors": outcome.errors,
+                "error": round(outcome.error, 4),
+                "seconds": round(outcome.seconds, 2),
+                "images_per_second": round(speed, 1),
+            }
+            print(json.dumps(answer))
+        else:
+            print(f"test error {outcome.error:.2f} % ({outcome.errors:,} of {outcome.images:,}), {speed:,.0f} images/s")

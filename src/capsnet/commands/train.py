@@ -1,0 +1,168 @@
+"""`capsnet train`"""
+
+import dataclasses
+import io
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from capsnet import runs
+from capsnet.data import ImageSet, open_dataset
+from capsnet.devices import pick_device
+from capsnet.errors import InputError
+from capsnet.evaluation import Evaluation, evaluate
+from capsnet.models import CapsNet, Model, build_model
+from capsnet.recipe import Recipe
+
+PICTURE = "reconstructions.png"
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model, test it once at the end, and keep everything in a run folder."""
+
+    data: str = "mnist"
+    """Data set: mnist."""
+    model: Literal["capsnet", "cnn"] = "capsnet"
+    """CapsNet, or the CNN that the paper compares it with."""
+    iterations: int = 3
+    """Routing iterations."""
+    decoder: bool = True
+    """Reconstruct the image from the capsule, as a regulariser."""
+    leaky: bool = False
+    """Leaky routing: one more softmax column for "none of the above"."""
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+    limit: int | None = None
+    """Train on the first so many images only, for a quick look."""
+    held_out: int = 0
+    """Keep so many training images out, and test on them after each epoch."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
+    out: Path | None = None
+    """The run folder; by default runs/DATA-MODEL-NUMBER."""
+    resume: bool = False
+    """Go on with the run in --out from its last checkpoint, with the settings that it has."""
+    tensorboard: bool = False
+    """Write TensorBoard logs into the run folder too."""
+
+    def run(self) -> None:
+        from capsnet.training import fit
+
+        folder = self.out or _free_folder(f"{self.data}-{self.model}")
+        train_set, held_out = self._training_data()
+        device = str(pick_device(self.device))
+        torch.manual_seed(self.recipe.seed)
+        model = self._build(train_set)
+        if self.resume and (folder / runs.WEIGHTS).exists():
+            self._report_again(folder, device)
+            return
+        started = time.perf_counter()
+        try:
+            rows = fit(
+                model,
+                train_set,
+                self.recipe,
+                held_out=held_out,
+                out=folder,
+                resume=self.resume,
+                device=device,
+                tensorboard=self.tensorboard,
+                command=as_json(self),
+            )
+        except KeyboardInterrupt as stop:
+            again = f"{_program()} train --resume --out {folder}"
+            raise KeyboardInterrupt(f"{str(stop) or 'interrupted'}; go on with: {again}") from None
+        self._test(folder, model, rows, time.perf_counter() - started, device)
+
+    def _report_again(self, folder: Path, device: str) -> None:
+        """For a run that was stopped between its last step and its report."""
+        if (folder / runs.REPORT).exists():
+            raise InputError(f"the run {folder} is complete; there is nothing to resume")
+        rows = runs.read_metrics(folder)
+        self._test(folder, runs.load(folder), rows, sum(row["seconds"] for row in rows), device)
+
+    def _test(self, folder: Path, model: Model, rows: list[dict[str, Any]], seconds: float, device: str) -> None:
+        test_set = open_dataset(self.data, "test")
+        print(f"testing on {len(test_set):,} images …", file=sys.stderr)
+        outcome = evaluate(model, test_set, device)
+        self._report(folder, model, rows, outcome, seconds, device)
+
+    def _training_data(self) -> tuple[ImageSet, ImageSet | None]:
+        train_set = open_dataset(self.data, "train")
+        if self.limit is not None:
+            if self.limit < 1:
+                raise InputError(f"--limit must be at least 1, not {self.limit}")
+            train_set = train_set.select(slice(self.limit))
+        return train_set.hold_out(self.held_out) if self.held_out else (train_set, None)
+
+    def _build(self, train_set: ImageSet) -> Model:
+        config: dict[str, Any] = {"in_shape": train_set.image_shape, "num_classes": train_set.num_classes}
+        if self.model == "capsnet":
+            config |= {"iterations": self.iterations, "decoder": self.decoder, "leaky": self.leaky}
+        return build_model(self.model, config)
+
+    def _report(
+        self, folder: Path, model: Model, rows: list[dict[str, Any]], outcome: Evaluation, seconds: float, device: str
+    ) -> None:
+        trained = sum(row["seconds"] for row in rows)
+        speed = round(sum(row["images_per_second"] * row["seconds"] for row in rows) / trained, 1)
+        report = {
+            "test_error": round(outcome.error, 4),
+            "test_errors": outcome.errors,
+            "test_images": outcome.images,
+            "epochs": len(rows),
+            "training_seconds": round(trained, 1),
+            "training_images_per_second": speed,
+            "test_seconds": round(outcome.seconds, 1),
+            "seed": self.recipe.seed,
+            **runs.environment(torch.device(device)),
+        }
+        runs.write_json(folder / runs.REPORT, report)
+        lines = [
+            ("test error", f"{outcome.error:.2f} %   ({outcome.errors:,} of {outcome.images:,} images)"),
+            ("training", f"{speed:,.0f} images/s"),
+            ("seconds", f"{seconds:,.0f} to train, {outcome.seconds:,.0f} to test"),
+            ("run folder", str(folder)),
+        ]
+        if isinstance(model, CapsNet) and model.decoder is not None:
+            _draw(model, open_dataset(self.data, "test"), outcome, folder / PICTURE)
+            lines.append(("picture", str(folder / PICTURE)))
+        count = sum(parameter.numel() for parameter in model.parameters())
+        epochs = f"{len(rows)} epoch{'s' if len(rows) > 1 else ''}"
+        print(f"\n{self.model} on {self.data}, {epochs}, {count:,} parameters\n")
+        for name, value in lines:
+            print(f"  {name:<12}{value}")
+
+
+def as_json(command: Train) -> dict[str, Any]:
+    """The flags of a run, as recorded in its config."""
+    flags = dataclasses.asdict(command)
+    del flags["out"], flags["resume"]
+    return flags
+
+
+def _free_folder(name: str) -> Path:
+    number = 1
+    while (folder := Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return folder
+
+
+def _draw(model: CapsNet, image_set: ImageSet, outcome: Evaluation, path: Path) -> None:
+    from capsnet.insight.reconstructions import choose_examples, draw_reconstructions, reconstruct
+
+    chosen = choose_examples(image_set.labels, outcome.predictions, image_set.num_classes)
+    buffer = io.BytesIO()
+    draw_reconstructions(reconstruct(model, image_set, chosen)).savefig(buffer, format="png")
+    runs.write_atomically(path, buffer.getvalue())
+
+
+def _program() -> str:
+    """How the user called us: by name, or by a path if the name alone would not be found."""
+    return sys.argv[0] if os.sep in sys.argv[0] and not sys.argv[0].startswith(os.sep) else "capsnet"
