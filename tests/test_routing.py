@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from process import run_python
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from capsnet import routing
+from capsnet import routing_passes
 from capsnet.routing import couplings, route
 
 
@@ -26,7 +26,7 @@ def _one_thread():
 @pytest.fixture(params=["chunks", "votes"])
 def path(request, monkeypatch):
     """Both ways through `route`: chunk by chunk (a few input capsules each), and the plain procedure."""
-    monkeypatch.setattr(routing, "_CHUNK_CPU", 100 if request.param == "chunks" else 2**20)
+    monkeypatch.setattr(routing_passes, "CHUNK_CPU", 100 if request.param == "chunks" else 2**20)
     return request.param
 
 
@@ -68,7 +68,7 @@ def test_every_shape_is_procedure_1(shape, iterations, leaky, scale, chunk):
     inputs, weight = layer(*shape)
     expected, coefficients = reference.route(scale * inputs.numpy(), weight.numpy(), iterations, leaky)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(routing, "_CHUNK_CPU", chunk)
+        patch.setattr(routing_passes, "CHUNK_CPU", chunk)
         close(route(scale * inputs, weight, iterations, leaky=leaky), torch.from_numpy(expected), 1e-9)
         close(couplings(scale * inputs, weight, iterations, leaky=leaky), torch.from_numpy(coefficients), 1e-9)
 
@@ -113,7 +113,7 @@ def test_both_paths_agree_in_float32(monkeypatch, leaky):
     inputs, weight = layer(4, 60, 10, 8, 16, torch.float32, requires_grad=True)
 
     def run(chunk):
-        monkeypatch.setattr(routing, "_CHUNK_CPU", chunk)
+        monkeypatch.setattr(routing_passes, "CHUNK_CPU", chunk)
         return route(inputs, weight * 0.1, leaky=leaky), *gradients(
             lambda u, w: route(u, w * 0.1, leaky=leaky), inputs, weight
         )
@@ -202,7 +202,7 @@ def test_compile():
     """In a process of its own: the shape checks of the test run are nothing that a compiler can look through."""
     program = """
         import torch
-        from capsnet import routing
+        from capsnet import routing_passes
 
         def gradients(function):
             return torch.autograd.grad(function(inputs, weight).square().sum(), (inputs, weight))

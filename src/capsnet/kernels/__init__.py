@@ -1,0 +1,32 @@
+"""Kernels in C for processors with AVX-512: routing, and the matrix products of the spectral convolution.
+
+They are compiled when the package is installed, if there is a compiler (`setup.py`), and are used when the processor
+has what they need. Without them everything works through PyTorch alone, only slower: `available` says which it is.
+"""
+
+import ctypes
+from functools import lru_cache
+from importlib.util import find_spec
+
+import torch
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None where they were not compiled or this processor cannot run them."""
+    spec = find_spec("capsnet.kernels._compiled")
+    if spec is None or spec.origin is None or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return None
+    try:
+        compiled = ctypes.CDLL(spec.origin)
+    except OSError:  # compiled for another system
+        return None
+    # The OpenMP that PyTorch has loaded, so that its threads are the only ones. Without it one thread does all.
+    parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    compiled.capsnet_set_parallel(ctypes.cast(parallel, ctypes.c_void_p) if parallel else None)
+    return compiled
+
+
+def available() -> bool:
+    """Whether the compiled kernels are there and this processor can run them."""
+    return library() is not None

@@ -1,0 +1,227 @@
+/* A pass of routing by agreement over all input capsules, for AVX-512; routing.py says what it is for.
+ *
+ * Sixteen images are the lanes of a vector. The votes of one input capsule exist for sixteen images at a time, in the
+ * first-level cache, and nowhere else. With B = 16 blocks images, all arrays contiguous:
+ *   u, grad_u         (blocks, I, d, 16)
+ *   total, g, s, ...  (blocks, J, D, 16); total_rows and g_rows are the same numbers as (blocks, J, 16, D)
+ *   weight            (J, I, d, D)
+ * The input capsules are cut into parts, one for each task. What is summed over them is summed for each part alone,
+ * (parts, blocks, J, D, 16), and added up by the caller, so that the result does not depend on who did what.
+ */
+#include <immintrin.h>
+
+#include "parallel.h"
+
+typedef __m512 v;
+#define L 16
+#define TILE 16 /* input capsules whose weights stay in the cache while the blocks of images pass by */
+#define INLINE static inline __attribute__((always_inline))
+#define SET _mm512_set1_ps
+#define ZERO _mm512_setzero_ps()
+#define LOAD _mm512_loadu_ps
+#define STORE _mm512_storeu_ps
+
+typedef struct {
+    const float *u, *weight, *total, *g, *total_rows, *g_rows;
+    float *sum, *grad_u, *grad_weight, *scratch;
+    n blocks, I, J, d, D, parts, scratch_size;
+    int leaky, constant;
+} pass;
+
+/* e^x to two units in the last place (Cephes' polynomial); nothing here is above 0, below -87 all is the least. */
+INLINE v exponential(v x) {
+    x = _mm512_max_ps(x, SET(-87.0f));
+    v k = _mm512_roundscale_ps(x * SET(1.44269504088896341f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    v r = _mm512_fnmadd_ps(k, SET(0.693359375f), x);
+    r = _mm512_fnmadd_ps(k, SET(-2.12194440e-4f), r);
+    v p = SET(1.9875691500e-4f);
+    p = p * r + SET(1.3981999507e-3f);
+    p = p * r + SET(8.3334519073e-3f);
+    p = p * r + SET(4.1665795894e-2f);
+    p = p * r + SET(1.6666665459e-1f);
+    p = p * r + SET(5.0000001201e-1f);
+    return _mm512_scalef_ps(p * r * r + r + SET(1.0f), k);
+}
+
+/* Logits to couplings, in place. Leaky: one more logit, zero, whose share is dropped. */
+INLINE void softmax(float *c, n J, int leaky) {
+    v top = leaky ? ZERO : LOAD(c);
+    for (n j = 0; j < J; j++) top = _mm512_max_ps(top, LOAD(c + j * L));
+    v sum = leaky ? exponential(-top) : ZERO;
+    for (n j = 0; j < J; j++) {
+        v x = exponential(LOAD(c + j * L) - top);
+        STORE(c + j * L, x);
+        sum += x;
+    }
+    v share = SET(1.0f) / sum;
+    for (n j = 0; j < J; j++) STORE(c + j * L, LOAD(c + j * L) * share);
+}
+
+/* votes[e] = sum over p of weight[p, e] u[p] */
+#define VOTES(E)                                                       \
+    for (; e + E <= D; e += E) {                                       \
+        v a[E];                                                        \
+        for (int q = 0; q < E; q++) a[q] = ZERO;                       \
+        for (n p = 0; p < d; p++) {                                    \
+            v x = LOAD(u + p * L);                                     \
+            for (int q = 0; q < E; q++) a[q] += SET(w[p * D + e + q]) * x; \
+        }                                                              \
+        for (int q = 0; q < E; q++) STORE(votes + (e + q) * L, a[q]);  \
+    }
+
+INLINE void votes_of(const float *w, const float *u, n d, n D, float *votes) {
+    n e = 0;
+    VOTES(16)
+    VOTES(8)
+    VOTES(1)
+}
+
+INLINE v dot(const float *a, const float *b, n D) {
+    v even = ZERO, odd = ZERO;
+    n e = 0;
+    for (; e + 2 <= D; e += 2) {
+        even += LOAD(a + e * L) * LOAD(b + e * L);
+        odd += LOAD(a + e * L + L) * LOAD(b + e * L + L);
+    }
+    if (e < D) even += LOAD(a + e * L) * LOAD(b + e * L);
+    return even + odd;
+}
+
+/* to[e] += factor * of[e] */
+INLINE void add(float *to, v factor, const float *of, n D) {
+    for (n e = 0; e < D; e++) STORE(to + e * L, LOAD(to + e * L) + factor * LOAD(of + e * L));
+}
+
+/* The sum of the votes of input capsules i0 to i1, each with its coupling. */
+INLINE void sum_votes(const pass *x, float *sum, float *scratch, n i0, n i1, n d, n D) {
+    const n J = x->J, I = x->I;
+    float *votes = scratch, *c = votes + J * D * L;
+    for (n b = 0; b < x->blocks; b++) {
+        const float *total = x->total + b * J * D * L, *u = x->u + b * I * d * L;
+        float *s = sum + b * J * D * L;
+        if (!x->total) { /* the first iteration: all couplings are equal */
+            for (n j = 0; j < J; j++) {
+                votes_of(x->weight + (j * I + i0) * d * D, u + i0 * d * L, (i1 - i0) * d, D, votes);
+                add(s + j * D * L, SET(1.0f / (float)(J + x->leaky)), votes, D);
+            }
+            continue;
+        }
+        for (n i = i0; i < i1; i++) {
+            for (n j = 0; j < J; j++) {
+                votes_of(x->weight + (j * I + i) * d * D, u + i * d * L, d, D, votes + j * D * L);
+                STORE(c + j * L, dot(votes + j * D * L, total + j * D * L, D));
+            }
+            softmax(c, J, x->leaky);
+            for (n j = 0; j < J; j++) add(s + j * D * L, LOAD(c + j * L), votes + j * D * L, D);
+        }
+    }
+}
+
+/* grad_u[p] += sum over e of weight[p, e] grad_vote[e] */
+#define PULL(P)                                                                \
+    for (; p + P <= d; p += P) {                                               \
+        v a[P];                                                                \
+        for (int q = 0; q < P; q++) a[q] = LOAD(grad_u + (p + q) * L);         \
+        for (n e = 0; e < D; e++) {                                            \
+            v x = LOAD(grad_vote + e * L);                                     \
+            for (int q = 0; q < P; q++) a[q] += SET(w[(p + q) * D + e]) * x;   \
+        }                                                                      \
+        for (int q = 0; q < P; q++) STORE(grad_u + (p + q) * L, a[q]);         \
+    }
+
+INLINE void pull(float *grad_u, const float *w, const float *grad_vote, n d, n D) {
+    n p = 0;
+    PULL(8)
+    PULL(1)
+}
+
+/* grad_w[p, e] += sum over images b of u[p, b] (c[b] g[b, e] + h[b] total[b, e]): here e are the lanes */
+#define PUSH(P)                                                                                      \
+    for (; p + P <= d; p += P) {                                                                     \
+        v a[P];                                                                                      \
+        for (int q = 0; q < P; q++) a[q] = _mm512_maskz_loadu_ps(mask, grad_w + (p + q) * D + e);    \
+        for (int b = 0; b < L; b++) {                                                                \
+            v x = SET(c[b]) * _mm512_maskz_loadu_ps(mask, g + b * D + e);                            \
+            if (h) x += SET(h[b]) * _mm512_maskz_loadu_ps(mask, total + b * D + e);                  \
+            for (int q = 0; q < P; q++) a[q] += SET(u[(p + q) * L + b]) * x;                         \
+        }                                                                                            \
+        for (int q = 0; q < P; q++) _mm512_mask_storeu_ps(grad_w + (p + q) * D + e, mask, a[q]);     \
+    }
+
+INLINE void push(float *grad_w, const float *u, const float *c, const float *g, const float *h, const float *total, n d,
+                 n D) {
+    for (n e = 0; e < D; e += L) {
+        const __mmask16 mask = D - e >= L ? 0xffff : (__mmask16)((1u << (D - e)) - 1);
+        n p = 0;
+        PUSH(8)
+        PUSH(1)
+    }
+}
+
+/* With g the gradient of the sum, and ^ for a vote: c = softmax(^ . total), grad c = ^ . g,
+ * h = grad logit = c (grad c - sum over j of c grad c), grad total = sum over i of h ^, grad ^ = c g + h total. */
+INLINE void sum_votes_backward(const pass *x, float *grad_total, float *scratch, n i0, n i1, n d, n D) {
+    const n J = x->J, I = x->I;
+    const int varying = x->total && !x->constant; /* whether the couplings have a gradient */
+    float *votes = scratch, *c = votes + J * D * L, *h = c + J * L, *grad_vote = h + J * L;
+    for (n b = 0; b < x->blocks; b++) {
+        const n at = b * J * D * L;
+        for (n i = i0; i < i1; i++) {
+            const float *u = x->u + (b * I + i) * d * L;
+            for (n j = 0; j < J; j++) {
+                if (!x->total) {
+                    STORE(c + j * L, ZERO);
+                    continue;
+                }
+                float *vote = votes + j * D * L;
+                votes_of(x->weight + (j * I + i) * d * D, u, d, D, vote);
+                STORE(c + j * L, dot(vote, x->total + at + j * D * L, D));
+                if (varying) STORE(h + j * L, dot(vote, x->g + at + j * D * L, D));
+            }
+            softmax(c, J, x->leaky);
+            if (varying) {
+                v mean = ZERO;
+                for (n j = 0; j < J; j++) mean += LOAD(c + j * L) * LOAD(h + j * L);
+                for (n j = 0; j < J; j++) {
+                    v grad_logit = LOAD(c + j * L) * (LOAD(h + j * L) - mean);
+                    STORE(h + j * L, grad_logit);
+                    add(grad_total + at + j * D * L, grad_logit, votes + j * D * L, D);
+                }
+            }
+            for (n j = 0; j < J; j++) {
+                const n to = at + j * D * L, w = (j * I + i) * d * D;
+                const v cj = LOAD(c + j * L), hj = varying ? LOAD(h + j * L) : ZERO;
+                for (n e = 0; e < D; e++) {
+                    v y = cj * LOAD(x->g + to + e * L);
+                    if (varying) y += hj * LOAD(x->total + to + e * L);
+                    STORE(grad_vote + e * L, y);
+                }
+                pull(x->grad_u + (b * I + i) * d * L, x->weight + w, grad_vote, d, D);
+                push(x->grad_weight + w, u, c + j * L, x->g_rows + to, varying ? h + j * L : 0, x->total_rows + to, d, D);
+            }
+        }
+    }
+}
+
+/* The paper's sizes are compiled in. */
+#define SIZES(f, ...) (x->d == 8 && x->D == 16 ? f(__VA_ARGS__, 8, 16) : f(__VA_ARGS__, x->d, x->D))
+
+static void forward_part(const void *job, n part) {
+    const pass *x = job;
+    const n end = (part + 1) * x->I / x->parts;
+    for (n i = part * x->I / x->parts; i < end; i += TILE)
+        SIZES(sum_votes, x, x->sum + part * x->blocks * x->J * x->D * L, x->scratch + part * x->scratch_size, i,
+              i + TILE < end ? i + TILE : end);
+}
+
+static void backward_part(const void *job, n part) {
+    const pass *x = job;
+    const n end = (part + 1) * x->I / x->parts;
+    for (n i = part * x->I / x->parts; i < end; i += TILE)
+        SIZES(sum_votes_backward, x, x->sum + part * x->blocks * x->J * x->D * L, x->scratch + part * x->scratch_size, i,
+              i + TILE < end ? i + TILE : end);
+}
+
+void capsnet_sum_votes(const pass *x, int threads) { share_out(forward_part, x, x->parts, threads); }
+
+void capsnet_sum_votes_backward(const pass *x, int threads) { share_out(backward_part, x, x->parts, threads); }
