@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from process import run_python
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from capsnet import routing_passes
+from capsnet import kernels, routing_passes
+from capsnet.functional import squash
 from capsnet.routing import couplings, route
 
 
@@ -28,6 +29,15 @@ def path(request, monkeypatch):
     """Both ways through `route`: chunk by chunk (a few input capsules each), and the plain procedure."""
     monkeypatch.setattr(routing_passes, "CHUNK_CPU", 100 if request.param == "chunks" else 2**20)
     return request.param
+
+
+@pytest.fixture(params=["kernel", "no kernel"])
+def with_and_without_kernel(request, monkeypatch):
+    if request.param == "no kernel":
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    elif not kernels.available():
+        pytest.skip("no compiled kernels here")
+    return request.param == "kernel"
 
 
 def layer(batch=3, lower=7, higher=5, in_dim=4, out_dim=6, dtype=torch.float64, seed=0, requires_grad=False):
@@ -87,7 +97,7 @@ def test_detach_early_takes_the_last_couplings_as_constants(path, iterations, le
     c = couplings(inputs, weight, iterations, leaky=leaky)[-1]
 
     def last_iteration(inputs, weight):
-        return routing.squash(torch.einsum("bij,bid,jide->bje", c, inputs, weight))
+        return squash(torch.einsum("bij,bid,jide->bje", c, inputs, weight))
 
     actual = gradients(lambda u, w: route(u, w, iterations, leaky=leaky, detach_early=True), inputs, weight)
     close(actual, gradients(last_iteration, inputs, weight))
@@ -109,8 +119,8 @@ def test_can_be_differentiated_twice(path):
 
 
 @pytest.mark.parametrize("leaky", [False, True])
-def test_both_paths_agree_in_float32(monkeypatch, leaky):
-    inputs, weight = layer(4, 60, 10, 8, 16, torch.float32, requires_grad=True)
+def test_all_paths_agree_in_float32(with_and_without_kernel, monkeypatch, leaky):
+    inputs, weight = layer(20, 60, 10, 8, 16, torch.float32, requires_grad=True)
 
     def run(chunk):
         monkeypatch.setattr(routing_passes, "CHUNK_CPU", chunk)
@@ -202,7 +212,7 @@ def test_compile():
     """In a process of its own: the shape checks of the test run are nothing that a compiler can look through."""
     program = """
         import torch
-        from capsnet import routing_passes
+        from capsnet import routing, routing_passes
 
         def gradients(function):
             return torch.autograd.grad(function(inputs, weight).square().sum(), (inputs, weight))
@@ -214,7 +224,7 @@ def test_compile():
         inputs = torch.randn(3, 7, 4, dtype=torch.float64, requires_grad=True)
         weight = torch.randn(5, 7, 4, 6, dtype=torch.float64, requires_grad=True)
         compiled = torch.compile(route, backend="aot_eager", fullgraph=True)
-        for routing._CHUNK_CPU in (10, 2**20):
+        for routing_passes.CHUNK_CPU in (10, 2**20):
             torch.testing.assert_close(compiled(inputs, weight), route(inputs, weight))
             torch.testing.assert_close(gradients(compiled), gradients(route))
         print("compiled")
@@ -271,7 +281,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("detach_early", [False, True])
-def test_no_tensor_of_the_size_of_the_votes(detach_early):
+def test_no_tensor_of_the_size_of_the_votes(with_and_without_kernel, detach_early):
     inputs, weight = layer(32, 640, 40, 8, 16, torch.float32, requires_grad=True)
     logits = 32 * 640 * 40
     with LargestTensor() as seen:
@@ -283,11 +293,16 @@ def test_no_tensor_of_the_size_of_the_votes(detach_early):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures the peak as Linux reports it")
-def test_memory_is_below_five_times_the_logits():
+def test_memory_is_below_five_times_the_logits(with_and_without_kernel):
     """32 images, 3,872 to 196 capsules, 8 to 16 dimensions: forward and backward, in a process of its own."""
-    program = """
+    program = f"""
         import torch
+        from capsnet import kernels
         from capsnet.routing import route
+
+        if not {with_and_without_kernel}:
+            kernels.library = lambda: None
+        assert kernels.available() == {with_and_without_kernel}
 
         def kilobytes(name):
             with open("/proc/self/status") as lines:
@@ -311,4 +326,4 @@ def test_memory_is_below_five_times_the_logits():
 
 def test_squash_is_the_reference():
     s = torch.randn(20, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
-    close(routing.squash(s).numpy(), np.stack([reference.squash(x) for x in s.numpy()]))
+    close(squash(s).numpy(), np.stack([reference.squash(x) for x in s.numpy()]))

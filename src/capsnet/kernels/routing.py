@@ -61,7 +61,9 @@ def sum_votes_backward(
     """Add the gradients of `sum_votes` to ``grad_u`` and ``grad_weight``; return that of ``total``, if it has one."""
     grad_u = torch.zeros_like(u) if grad_u is None else grad_u
     grad_weight = torch.zeros_like(weight) if grad_weight is None else grad_weight
-    summed = _run("capsnet_sum_votes_backward", u, weight, total, leaky, constant, grad.contiguous(), grad_u, grad_weight)
+    summed = _run(
+        "capsnet_sum_votes_backward", u, weight, total, leaky, constant, grad.contiguous(), grad_u, grad_weight
+    )
     return None if total is None or constant else summed
 
 
