@@ -9,7 +9,7 @@ FOLDER = "src/capsnet/kernels"
 
 kernels = Extension(
     "capsnet.kernels._compiled",
-    [f"{FOLDER}/parallel.c", f"{FOLDER}/routing.c"],
+    [f"{FOLDER}/parallel.c", f"{FOLDER}/products.c", f"{FOLDER}/routing.c"],
     depends=[f"{FOLDER}/parallel.h"],
     # Only processors that have all of x86-64-v4 ever load this; `capsnet.kernels` looks before it does.
     extra_compile_args=["-O3", "-march=x86-64-v4", "-mtune=icelake-server", "-mprefer-vector-width=512", "-std=gnu11"],

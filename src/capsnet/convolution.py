@@ -1,12 +1,17 @@
 """``conv2d``: what ``F.conv2d`` computes, by whichever exact way is measured to be the quickest for its sizes."""
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from capsnet.spectral import Axis, axes, best_tile, product, spectra, spectral_conv2d
+from capsnet import kernels
+from capsnet.kernels.products import Products, offsets, runs
+from capsnet.spectral import best_tile, spectral_conv2d, steps_of, tap_planes
+from capsnet.spectral.steps import Steps
 from capsnet.tracing import is_traced
 
 Image = Float[Tensor, "batch channels height width"]
@@ -16,20 +21,21 @@ Result = Float[Tensor, "batch out rows columns"]
 
 
 def conv2d(x: Image, weight: Kernel, bias: Bias | None = None, stride: int = 1, padding: int = 0) -> Result:
-    """``F.conv2d``. Where a quicker way is taken, the result lies pixel first in memory (y, x, batch, out)."""
+    """``F.conv2d``. A quicker way leaves the result pixel first and batch last in memory: (y, x, out, batch)."""
     if _plain(x, weight, bias, stride, padding):
         if spectral_wins(x.shape, weight.shape, stride, padding):
             return spectral_conv2d(x, weight, bias, stride, padding)
-        if patches_win(x, weight):
-            return patch_conv2d(x, weight, bias, stride, padding)
+        if direct_wins(x, weight):
+            return direct_conv2d(x, weight, bias, stride, padding)
     return F.conv2d(x, weight, bias, stride, padding)
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> bool:
-    """Whether these are ordinary float32 tensors on the CPU, which nobody traces, transforms or casts."""
+    """Whether the kernels can do it: ordinary float32 tensors on the CPU, which nobody traces, transforms or casts."""
     tensors = [t for t in (x, weight, bias) if t is not None]
     return (
-        not is_traced()
+        not is_traced()  # first: a compiler cannot follow the rest
+        and kernels.available()
         and not torch.is_autocast_enabled("cpu")
         and isinstance(stride, int)
         and isinstance(padding, int)
@@ -41,103 +47,119 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
 
 
 def spectral_wins(x: torch.Size, weight: torch.Size, stride: int, padding: int) -> bool:
-    """Whether the spectral way is quicker than the direct one.
-
-    Measured on an AVX-512 core: multiplications of the spectral way's `cost` run at 80 G/s, those of ``F.conv2d`` at 55
-    with stride 2 and at 118 with stride 1; hence the factor. Below half a billion of them, a call for each frequency
-    (some 5 us) is felt.
-    """
+    """Whether the spectral way is quicker than ``F.conv2d``."""
     images, (out, channels, *kernel) = x[0], weight
-    rows, columns = axes(x, weight, stride, padding, 3)
-    if images == 0 or min(rows.out, columns.out) < 1 or kernel[0] * kernel[1] == 1:
+    height, width = ((size + 2 * padding - k) // stride + 1 for size, k in zip(x[2:], kernel, strict=True))
+    if min(height, width) < 1 or min(kernel) == 1:
         return False
-    direct = images * rows.out * columns.out * out * channels * kernel[0] * kernel[1]
+    direct = images * height * width * out * channels * kernel[0] * kernel[1]
     return direct > 5e8 and 1.5 * best_tile(x, weight, stride, padding)[1] < direct
 
 
 # ---------------------------------------------------------------------------------------------- few input channels
 
 
-def patches_win(x: Tensor, weight: Tensor) -> bool:
-    """Measured for 1 -> 256 channels, 9x9, batch 128: training is 1.7 times as fast as ``F.conv2d``. The gradient for
-    ``x`` takes the ordinary way, so that this is for images only."""
-    return weight.shape[1] <= 2 and weight[0].numel() >= 16 and not x.requires_grad
+def direct_wins(x: Tensor, weight: Tensor) -> bool:
+    """Whether `direct_conv2d` is quicker than ``F.conv2d``; it has no way of its own to the gradient for ``x``."""
+    return weight.shape[1] <= 3 and weight[0].numel() >= 16 and len(x) >= 16 and not x.requires_grad
 
 
-def _padded(x: Image, padding: int) -> Float[Tensor, "y x batch channels"]:
-    return F.pad(x, (padding,) * 4).permute(2, 3, 0, 1)
+@lru_cache(maxsize=32)
+def _direct_steps(x: torch.Size, weight: torch.Size, stride: int) -> tuple[Products, Products]:
+    """The convolution, and its weight's gradient for each row of results; x is padded."""
+    (batch, channels, height, width), (out, _, kh, kw) = x, weight
+    rows, columns = (height - kh) // stride + 1, (width - kw) // stride + 1
+    pixel, row = channels * batch, width * channels * batch
+    taps = offsets((channels, batch), (kh, row), (kw, pixel))
+    count = len(taps)
+    with torch.inference_mode(False):  # these outlive the caller's mode
+        forward = Products(
+            (
+                [0] * (rows * columns),
+                offsets((rows, stride * row), (columns, stride * pixel)),
+                offsets((rows * columns, out * batch)),
+            ),
+            (offsets((out, count)), offsets((out, batch))),
+            (range(count), taps),
+            runs(batch, longest=512),
+        )
+        backward = Products(
+            (offsets((rows, columns * out * batch)), offsets((rows, stride * row)), offsets((rows, out * count))),
+            (offsets((out, batch)), offsets((out, count))),
+            (offsets((columns, out * batch), (batch, 1)), offsets((columns, stride * pixel), (batch, 1))),
+            runs(count),
+            columns=taps,
+        )
+    return forward, backward
 
 
-class _PatchConvolution(torch.autograd.Function):
-    """One product with all patches, which the backward pass makes again, taps first, rather than keep."""
+class _DirectConvolution(torch.autograd.Function):
+    """Every tap meets its pixels where they lie."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
-        kh, kw = weight.shape[2:]
-        patches = _padded(x, padding).unfold(0, kh, stride).unfold(1, kw, stride)  # (y, x, B, C, kh, kw)
-        y = product(patches.reshape(-1, weight[0].numel()), weight.flatten(1), bias)
-        return y.view(*patches.shape[:3], -1).permute(2, 3, 0, 1).data  # no view: a ReLU may change it in place
+        pixels = _padded(x, padding)
+        height, width, _, batch = pixels.shape
+        rows, columns = ((size - k) // stride + 1 for size, k in zip((height, width), weight.shape[2:], strict=True))
+        y = x.new_empty(rows, columns, len(weight), batch)
+        forward, _ = _direct_steps(pixels.permute(3, 2, 0, 1).shape, weight.shape, stride)
+        forward(weight.detach().contiguous(), pixels, y, bias=bias)
+        return y.permute(3, 2, 0, 1).data  # no view: a ReLU may change it in place
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor):
         (grad,) = grad_outputs
         (x, weight), stride, padding = ctx.saved_tensors, ctx.stride, ctx.padding
-        grad_x = grad_weight = grad_bias = None
+        grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             grad_x = conv2d_input(x.shape, weight, grad, stride, padding)
-        if torch.is_grad_enabled():
-            grad_weight = conv2d_weight(x, weight.shape, grad, stride, padding)
-            grad_bias = grad.sum((0, 2, 3))
-        elif any(ctx.needs_input_grad[1:3]):
-            grad_weight, grad_bias = _patch_grad(x, weight, grad, stride, padding)
-        return grad_x, grad_weight, grad_bias if ctx.needs_input_grad[2] else None, None, None
+        if ctx.needs_input_grad[1]:
+            if torch.is_grad_enabled():
+                grad_weight = conv2d_weight(x, weight.shape, grad, stride, padding)
+            else:
+                pixels, g = _padded(x, padding), grad.permute(2, 3, 1, 0).contiguous()
+                _, backward = _direct_steps(pixels.permute(3, 2, 0, 1).shape, weight.shape, stride)
+                each_row = g.new_empty(len(g), *weight.shape)
+                backward(g, pixels, each_row)
+                grad_weight = each_row.sum(0)
+        return grad_x, grad_weight, grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None, None, None
 
 
-def _patch_grad(x: Image, weight: Kernel, grad: Result, stride: int, padding: int) -> tuple[Kernel, Bias]:
-    """A constant one beside the taps makes the bias's gradient come out of the weight's product."""
-    (height, width), (out, channels, kh, kw) = grad.shape[2:], weight.shape
-    x = _padded(x, padding).permute(3, 0, 1, 2).contiguous()
-    c, h, w, b = x.stride()
-    size = channels, kh, kw, height, width, x.shape[3]
-    taps = x.as_strided(size, (c, h, w, h * stride, w * stride, b))
-    patches = x.new_ones(channels * kh * kw + 1, height * width * x.shape[3])
-    patches[:-1].view(size).copy_(taps)
-    g = grad.permute(2, 3, 0, 1).reshape(-1, out)
-    both = product(patches, g.T)
-    return both[:-1].T.reshape(weight.shape), both[-1]
+def _padded(x: Image, padding: int) -> Float[Tensor, "y x channels batch"]:
+    return F.pad(x.detach(), (padding,) * 4).permute(2, 3, 1, 0).contiguous()
 
 
-def patch_conv2d(x: Image, weight: Kernel, bias: Bias | None = None, stride: int = 1, padding: int = 0) -> Result:
-    """``F.conv2d`` as one matrix product, its result pixel first in memory. For few input channels."""
-    return _PatchConvolution.apply(x, weight, bias, stride, padding)
+def direct_conv2d(x: Image, weight: Kernel, bias: Bias | None = None, stride: int = 1, padding: int = 0) -> Result:
+    """``F.conv2d``, its result pixel first and batch last in memory. For few input channels."""
+    return _DirectConvolution.apply(x, weight, bias, stride, padding)
 
 
 # ------------------------------------------------------------------------------------------------------------- layer
 
 
 class Kept:
-    """The spectra of a weight, for as long as neither the weight nor the sizes change. Copies and pickles as empty."""
+    """The planes of a weight, for as long as neither the weight nor the sizes change. Copies and pickles as empty."""
 
     def __init__(self) -> None:
-        self.key: tuple | None = None
-        self.spectra: list[Tensor] | None = None
+        self.drop()
 
     def __reduce__(self):
         return Kept, ()
 
-    def get(self, weight: Tensor, rows: Axis, columns: Axis) -> list[Tensor] | None:
+    def get(self, weight: Tensor, steps: Steps) -> Tensor | None:
         if weight.is_inference():  # has no version, and so might change unseen
             return None
-        key = weight.data_ptr(), weight._version, weight.stride(), rows, columns
+        key = weight.data_ptr(), weight._version, weight.stride(), steps.tap_shape, steps.rows.tile
         if key != self.key:
-            self.key, self.spectra = None, None  # first give the old ones back
-            self.key, self.spectra = key, spectra(weight, rows, columns)
-        return self.spectra
+            self.drop()  # first give the old ones back
+            self.key, self.planes = key, tap_planes(weight, steps)
+        return self.planes
 
     def drop(self) -> None:
-        self.key, self.spectra = None, None
+        self.key: tuple | None = None
+        self.planes: Tensor | None = None
 
 
 class Conv2d(nn.Conv2d):
@@ -148,7 +170,7 @@ class Conv2d(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding)
-        self.weight = nn.Parameter(self.weight.detach().permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1))
+        self.weight = nn.Parameter(self.weight.detach().permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1))
         self._kept = Kept()
 
     def train(self, mode: bool = True):
@@ -162,5 +184,5 @@ class Conv2d(nn.Conv2d):
         if not spectral_wins(x.shape, self.weight.shape, stride, padding):
             return conv2d(x, self.weight, self.bias, stride, padding)
         tile, _ = best_tile(x.shape, self.weight.shape, stride, padding)
-        kept = self._kept.get(self.weight, *axes(x.shape, self.weight.shape, stride, padding, tile))
+        kept = self._kept.get(self.weight, steps_of(x.shape, self.weight.shape, stride, padding, tile))
         return spectral_conv2d(x, self.weight, self.bias, stride, padding, tile, kept)

@@ -27,10 +27,12 @@ def squash(s: Float[Tensor, "*shape"], dim: int = -1) -> Float[Tensor, "*shape"]
     `v = ‖s‖² / (1 + ‖s‖²) · s / ‖s‖`, along `dim`; `squash(0) = 0` with gradient 0.
     """
     scaled, scale = _scaled(_widen(s), dim)
-    norm = torch.linalg.vector_norm(scaled, dim=dim, keepdim=True)
+    # Not `vector_norm`, which is ten times slower where `dim` is not the last in memory.
+    squared = scaled.square().sum(dim, keepdim=True)
+    norm = torch.where(squared > 0, squared, 1).sqrt() * (squared > 0)
     # With s = scale · scaled: ‖s‖ / (1 + ‖s‖²) · s = norm / (1/scale² + norm²) · scaled, which can only overflow or
     # underflow to the right limit.
-    return (scaled * (norm / (scale**-2 + norm * norm))).to(s.dtype)
+    return (scaled * (norm / (scale**-2 + squared))).to(s.dtype)
 
 
 def lengths(v: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:

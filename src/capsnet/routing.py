@@ -9,8 +9,8 @@ the outputs so far. One iteration is therefore a function of the small ``V`` alo
     s         = Σ_i c · û    = Σ_(i,d) (c[b,j,i] · inputs[b,i,d]) · weight[j,i,d]
 
 Each iteration is a pass over the weight as it is stored, which keeps votes for a few capsules and images at a time; the
-backward pass recomputes what it needs and keeps only the sums ``s``. The passes exist twice: in C (`capsnet.kernels`) and
-in PyTorch (`capsnet.routing_passes`). Each has its own layout, in which the numbers of a capsule lie along ``DIM``.
+backward pass recomputes what it needs and keeps only the sums ``s``. The passes exist twice: in C (`capsnet.kernels`)
+and in PyTorch (`capsnet.routing_passes`). Each has its own layout, in which the numbers of a capsule lie along ``DIM``.
 """
 
 from types import ModuleType
@@ -45,7 +45,7 @@ def route(
             flow through all of them, as in the authors' code.
 
     Half precision is routed in float32, also under autocast. Memory beyond the arguments and their gradients is small
-    beside the logits. Under ``torch.compile``, export and ``torch.func``, and where the votes are few, the votes are stored.
+    beside the logits. Under ``torch.compile``, export and ``torch.func``, and where they are few, the votes are stored.
     """
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
@@ -100,7 +100,7 @@ class _Routing(torch.autograd.Function):
         passes = _passes(inputs)
         u, weight = passes.arrange_inputs(inputs), weight.contiguous()
         sums: list[Tensor] = []
-        total = None
+        v = total = None
         for _ in range(iterations):
             sums.append(passes.sum_votes(u, weight, total, leaky))
             v = squash(sums[-1], passes.DIM)
@@ -160,9 +160,9 @@ def _squash_backward(s: Tensor, grad: Tensor, dim: int) -> Tensor:
 def _better_stored(inputs: Float[Tensor, "b i d"], weight: Float[Tensor, "j i d e"]) -> bool:
     """Whether the votes are so few that it is quicker to store them.
 
-    The kernel computes sixteen images at a time, and breaks even at half of them (measured with 36 to 2,048 input and 2 to
-    64 output capsules). PyTorch's passes repeat a product of ``2 d`` operations for each vote, stored votes are read from
-    memory instead: it breaks even at about 20 MNIST images.
+    The kernel computes sixteen images at a time, and breaks even at half of them (measured with 36 to 2,048 input and
+    2 to 64 output capsules). PyTorch's passes repeat a product of ``2 d`` operations for each vote, stored votes are
+    read from memory instead: it breaks even at about 20 MNIST images.
     """
     if _passes(inputs) is compiled_passes:
         return len(inputs) < 8

@@ -1,7 +1,8 @@
-"""The passes of routing in plain PyTorch, a chunk of input capsules at a time; `capsnet.routing` says what they are for.
+"""The passes of routing in plain PyTorch, a chunk of input capsules at a time; `capsnet.routing` says what for.
 
-The batch comes last, ``u`` is ``(in_capsules, in_dim, batch)``: every elementwise step then runs along contiguous memory,
-and a chunk of input capsules is a contiguous slice. What belongs to output capsules is ``(out_capsules, batch, out_dim)``.
+The batch comes last, ``u`` is ``(in_capsules, in_dim, batch)``: every elementwise step then runs along contiguous
+memory, and a chunk of input capsules is a contiguous slice. What belongs to output capsules is ``(out_capsules, batch,
+out_dim)``.
 """
 
 from collections.abc import Iterator

@@ -10,6 +10,7 @@ import torch
 from capsnet.benchmark.sides import synchronize
 from capsnet.benchmark.textbook import TextbookCapsNet, route, squash
 from capsnet.models import CapsNet
+from capsnet.optimizer import Adam
 
 # Multiply-adds of an image, forward, counted as direct convolution and stored votes do them.
 DIRECT = {
@@ -89,7 +90,8 @@ def _forward_backward(function: Callable[..., torch.Tensor], x: torch.Tensor, de
 def _optimizer_step(model: torch.nn.Module) -> Callable[[], None]:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    ours = isinstance(model, CapsNet)
+    optimizer = Adam(model.parameters()) if ours else torch.optim.Adam(model.parameters(), fused=True)
     return lambda: optimizer.step() and None
 
 
