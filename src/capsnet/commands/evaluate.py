@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from capsnet import runs
-from capsnet.data import open_dataset
+from capsnet.data import AVAILABLE, open_images
 from capsnet.devices import pick_device
 from capsnet.evaluation import evaluate
 
@@ -19,8 +19,7 @@ class Evaluate:
 
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
-    data: str = "mnist"
-    """Data set: mnist."""
+    data: Annotated[str, tyro.conf.arg(help=f"Data set: {AVAILABLE}.")] = "mnist"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
     json: bool = False
@@ -28,7 +27,7 @@ class Evaluate:
 
     def run(self) -> None:
         model = runs.load(self.run_folder)
-        outcome = evaluate(model, open_dataset(self.data, "test"), pick_device(self.device))
+        outcome = evaluate(model, open_images(self.data, "test"), pick_device(self.device))
         speed = outcome.images / outcome.seconds
         if self.json:
             answer = {

@@ -13,7 +13,7 @@ import torch
 import tyro
 
 from capsnet import runs
-from capsnet.data import ImageSet, open_dataset
+from capsnet.data import AVAILABLE, ImageSet, open_images
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation, evaluate
@@ -27,8 +27,7 @@ PICTURE = "reconstructions.png"
 class Train:
     """Train a model, test it once at the end, and keep everything in a run folder."""
 
-    data: str = "mnist"
-    """Data set: mnist."""
+    data: Annotated[str, tyro.conf.arg(help=f"Data set: {AVAILABLE}.")] = "mnist"
     model: Literal["capsnet", "cnn"] = "capsnet"
     """CapsNet, or the CNN that the paper compares it with."""
     iterations: int = 3
@@ -88,13 +87,13 @@ class Train:
         self._test(folder, runs.load(folder), rows, sum(row["seconds"] for row in rows), device)
 
     def _test(self, folder: Path, model: Model, rows: list[dict[str, Any]], seconds: float, device: str) -> None:
-        test_set = open_dataset(self.data, "test")
+        test_set = open_images(self.data, "test")
         print(f"testing on {len(test_set):,} images …", file=sys.stderr)
         outcome = evaluate(model, test_set, device)
         self._report(folder, model, rows, outcome, seconds, device)
 
     def _training_data(self) -> tuple[ImageSet, ImageSet | None]:
-        train_set = open_dataset(self.data, "train")
+        train_set = open_images(self.data, "train")
         if self.limit is not None:
             if self.limit < 1:
                 raise InputError(f"--limit must be at least 1, not {self.limit}")
@@ -131,7 +130,7 @@ class Train:
             ("run folder", str(folder)),
         ]
         if isinstance(model, CapsNet) and model.decoder is not None:
-            _draw(model, open_dataset(self.data, "test"), outcome, folder / PICTURE)
+            _draw(model, open_images(self.data, "test"), outcome, folder / PICTURE)
             lines.append(("picture", str(folder / PICTURE)))
         count = sum(parameter.numel() for parameter in model.parameters())
         epochs = f"{len(rows)} epoch{'s' if len(rows) > 1 else ''}"
