@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from capsnet import functional, layers
 from capsnet.allocator import tune_allocator
-from capsnet.data import ImageSet, open_dataset
+from capsnet.data import ImageSet, PairSet, open_dataset
 from capsnet.errors import InputError
 from capsnet.evaluation import evaluate
 from capsnet.models import BaselineCNN, CapsNet, CapsuleOutput
@@ -20,6 +20,7 @@ __all__ = [
     "CapsuleOutput",
     "ImageSet",
     "InputError",
+    "PairSet",
     "Recipe",
     "evaluate",
     "fit",

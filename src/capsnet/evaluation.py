@@ -1,5 +1,7 @@
 """How often a model is wrong."""
 
+import math
+import statistics
 import time
 from dataclasses import dataclass
 
@@ -25,6 +27,12 @@ class Evaluation:
     def error(self) -> float:
         return 100 * self.errors / self.images
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of `error`, in percent: what the images, being a sample, leave open."""
+        low, high = wilson_interval(self.errors, self.images)
+        return 100 * low, 100 * high
+
 
 def evaluate(model: Model, image_set: ImageSet, device: torch.device | str = "cpu") -> Evaluation:
     """Test a model on a set. Raises `InputError` if the images or classes are not this model's."""
@@ -33,6 +41,22 @@ def evaluate(model: Model, image_set: ImageSet, device: torch.device | str = "cp
     predictions = probabilities(model, image_set.images, device).argmax(dim=1)
     errors = int((predictions != image_set.labels).sum())
     return Evaluation(len(image_set), errors, time.perf_counter() - started, predictions)
+
+
+def wilson_interval(errors: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The confidence interval of a share, from 0 to 1 (Wilson, *Probable inference*, JASA 22, 1927, uncorrected).
+
+    Unlike the textbook's ± it holds for small shares too, and for none. It says nothing of how much another seed
+    would differ.
+    """
+    if not 0 <= errors <= images or images < 1:
+        raise ValueError(f"{errors} of {images} is no share")
+    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+    share, scale = errors / images, 1 + z * z / images
+    middle = (share + z * z / (2 * images)) / scale
+    reach = z / scale * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
+    # At 0 and 1 the two are equal but for rounding.
+    return max(0.0, middle - reach) if errors else 0.0, min(1.0, middle + reach) if errors < images else 1.0
 
 
 def probabilities(

@@ -29,6 +29,7 @@ class Evaluate:
         model = runs.load(self.run_folder)
         outcome = evaluate(model, open_images(self.data, "test"), pick_device(self.device))
         speed = outcome.images / outcome.seconds
+        low, high = outcome.interval
         if self.json:
             answer = {
                 "run": str(self.run_folder),
@@ -36,9 +37,11 @@ class Evaluate:
                 "images": outcome.images,
                 "errors": outcome.errors,
                 "error": round(outcome.error, 4),
+                "interval": [round(low, 4), round(high, 4)],
                 "seconds": round(outcome.seconds, 2),
                 "images_per_second": round(speed, 1),
             }
             print(json.dumps(answer))
         else:
-            print(f"test error {outcome.error:.2f} % ({outcome.errors:,} of {outcome.images:,}), {speed:,.0f} images/s")
+            found = f"{outcome.errors:,} of {outcome.images:,}; 95 % interval {low:.2f} to {high:.2f} %"
+            print(f"test error {outcome.error:.2f} % ({found}), {speed:,.0f} images/s")

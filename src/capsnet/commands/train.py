@@ -53,7 +53,7 @@ class Train:
     def run(self) -> None:
         from capsnet.training import fit
 
-        folder = self.out or _free_folder(f"{self.data}-{self.model}")
+        folder = self.out or _free_folder(f"{Path(self.data.replace(':', '/')).name}-{self.model}")
         train_set, held_out = self._training_data()
         device = str(pick_device(self.device))
         torch.manual_seed(self.recipe.seed)
@@ -94,6 +94,8 @@ class Train:
 
     def _training_data(self) -> tuple[ImageSet, ImageSet | None]:
         train_set = open_images(self.data, "train")
+        # Now, not after hours of training for which there is no test.
+        open_images(self.data, "test").require(train_set.image_shape, train_set.num_classes)
         if self.limit is not None:
             if self.limit < 1:
                 raise InputError(f"--limit must be at least 1, not {self.limit}")

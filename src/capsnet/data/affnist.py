@@ -53,7 +53,7 @@ def _poses(
     scale = torch.from_numpy(between(numbers[:, 2:4], *SCALE))
     poses = pose_matrices(rotation, shear, scale, torch.zeros(stop - start, 2))
     low, high = _room(images.cpu(), poses[:, :, :2], size)
-    poses[:, :, 2] = low + (high - low) * torch.from_numpy(between(numbers[:, 4:6], 0, 1)).float()
+    poses[:, :, 2] = low + (high - low) * torch.from_numpy(between(numbers[:, 4:6], 0.0, 1.0)).float()
     return poses
 
 

@@ -2,33 +2,37 @@
 
 import contextlib
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from capsnet.errors import InputError
 
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_LIMIT = 1032
 """Deflate never packs more than so many bytes into one."""
+PIECE = 2**20
 
 
 class Bytes:
     """The content of a file, unpacked, from front to back."""
 
-    def __init__(self, path: Path, stream: BinaryIO, limit: int) -> None:
+    def __init__(self, path: Path, stream: io.BufferedIOBase, limit: int) -> None:
         self.path = path
         self._stream = stream
         self._limit = limit
 
-    def take(self, count: int) -> bytes:
+    def take(self, count: int) -> bytearray:
         """The next `count` bytes. Raises `InputError` if there are not so many."""
         if count > self._limit:
             raise InputError(f"{self.path} is truncated, or its header is damaged: it speaks of {count:,} bytes")
-        content = self._stream.read(count)
-        if len(content) < count:
-            raise InputError(f"{self.path} is truncated: {count - len(content):,} bytes are missing")
+        content = bytearray()
+        while len(content) < count:  # in pieces, so that a wrong count takes no memory
+            piece = self._stream.read(min(PIECE, count - len(content)))
+            if not piece:
+                raise InputError(f"{self.path} is truncated: {count - len(content):,} bytes are missing")
+            content += piece
         return content
 
     def expect_end(self) -> None:
@@ -46,7 +50,7 @@ def opened(path: Path) -> Iterator[Bytes]:
             file.seek(0)
             size = path.stat().st_size
             stream = gzip.GzipFile(fileobj=file) if packed else file
-            yield Bytes(path, stream, size * GZIP_LIMIT if packed else size)  # pyright: ignore[reportArgumentType]
+            yield Bytes(path, stream, size * GZIP_LIMIT if packed else size)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path} is damaged: {str(error).lower()}") from None
     except OSError as error:

@@ -16,7 +16,8 @@ def draw(seed: int, start: int, stop: int, stream: int = 0) -> UInt32[np.ndarray
 
     The streams of one seed have nothing to do with each other.
     """
-    raw = np.random.Philox(key=[seed, stream], counter=[start, 0, 0, 0]).random_raw(4 * (stop - start))
+    key, counter = np.array([seed, stream], dtype=np.uint64), np.array([start, 0, 0, 0], dtype=np.uint64)
+    raw = np.random.Philox(key=key, counter=counter).random_raw(4 * (stop - start))
     return raw.astype("<u8").view("<u4").astype(np.uint32).reshape(-1, NUMBERS)
 
 

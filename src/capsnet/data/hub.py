@@ -36,10 +36,10 @@ def read_hub(place: str, split: str) -> ImageSet:
     table = _open(place, split)
     picture = _first_column(place, table, datasets.Image)
     label = _first_column(place, table, datasets.ClassLabel)
-    rows = table.cast_column(picture, datasets.Image(decode=False)).select_columns([picture, label])
+    rows = table.with_format(None).cast_column(picture, datasets.Image(decode=False)).select_columns([picture, label])
     images = _decode_all([row[picture] for row in rows], f"{place}, {split}")
     try:
-        return ImageSet(images, torch.tensor(table[label][:]), tuple(table.features[label].names))
+        return ImageSet(images, torch.tensor(rows[label][:]), tuple(table.features[label].names))
     except InputError as error:
         raise InputError(f"the {split} split of {place} cannot be used: {error}") from None
 

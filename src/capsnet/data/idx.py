@@ -14,6 +14,7 @@ from capsnet.data.image_set import ImageSet
 from capsnet.errors import InputError
 
 UNSIGNED_BYTES = 0x08
+DIMENSIONS = {"images": 3, "labels": 1}
 SPLIT_NAMES = {"train": "train", "test": "t10k|test"}
 
 
@@ -24,38 +25,43 @@ def read_idx(place: str, split: str) -> ImageSet:
     with something more, as those of EMNIST do, `place` is the folder and that beginning: `emnist/emnist-letters`. The
     classes are 0 to the highest label in both splits. Raises `InputError` if a file is missing, damaged or another.
     """
-    images, labels = (read_idx_file(_find(place, split, *kind)) for kind in (("images", 3), ("labels", 1)))
-    other = "test" if split == "train" else "train"
-    highest = max(labels.max(initial=0), read_idx_file(_find(place, other, "labels", 1)).max(initial=0))
+    images, labels = _read(place, split, "images"), _read(place, split, "labels")
+    if len(images) != len(labels) or not len(labels):
+        raise InputError(f"the {split} files in {place} hold {len(images):,} images, but {len(labels):,} labels")
+    highest = max(labels.max(), _read(place, "test" if split == "train" else "train", "labels").max(initial=0))
     names = tuple(str(k) for k in range(int(highest) + 1))
-    try:
-        return ImageSet(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels).long(), names)
-    except InputError as error:
-        raise InputError(f"the {split} files in {place} do not fit together: {error}") from None
+    return ImageSet(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels).long(), names)
 
 
-def read_idx_file(path: Path) -> UInt8[np.ndarray, "..."]:
+def read_idx_file(path: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
     """The array in an IDX file of unsigned bytes. Raises `InputError` for any other file."""
     with opened(path) as content:
-        zeros, kind, dimensions = struct.unpack(">HBB", content.take(4))
-        if zeros or not dimensions:
+        zeros, kind, found = struct.unpack(">HBB", content.take(4))
+        if zeros:
             raise InputError(f"{path} is not an IDX file")
-        if kind != UNSIGNED_BYTES:
-            raise InputError(f"{path} holds numbers of IDX type {kind:#04x}; only unsigned bytes (0x08) are read")
+        if kind != UNSIGNED_BYTES or found != dimensions:
+            raise InputError(
+                f"{path} holds numbers of IDX type {kind:#04x} in {found} dimensions; "
+                f"it should hold unsigned bytes (0x08) in {dimensions}"
+            )
         shape = struct.unpack(f">{dimensions}I", content.take(4 * dimensions))
         values = content.take(math.prod(shape))
         content.expect_end()
-    return np.frombuffer(bytearray(values), np.uint8).reshape(shape)
+    return np.frombuffer(values, np.uint8).reshape(shape)
 
 
-def _find(place: str, split: str, kind: str, dimensions: int) -> Path:
+def _read(place: str, split: str, kind: str) -> UInt8[np.ndarray, "..."]:
+    return read_idx_file(_find(place, split, kind), DIMENSIONS[kind])
+
+
+def _find(place: str, split: str, kind: str) -> Path:
     path = Path(place).expanduser()
     folder, prefix = (path, "") if path.is_dir() else (path.parent, f"{path.name}-")
-    pattern = re.compile(rf"{re.escape(prefix)}({SPLIT_NAMES[split]})[-.]{kind}[-.]idx{dimensions}-ubyte(\.gz)?")
+    pattern = re.compile(rf"{re.escape(prefix)}({SPLIT_NAMES[split]})[-.]{kind}[-.]idx{DIMENSIONS[kind]}-ubyte(\.gz)?")
     found = sorted(file for file in folder.glob("*") if pattern.fullmatch(file.name))
     if not found:
         usual = SPLIT_NAMES[split].split("|")[0]
         raise InputError(
-            f"there is no IDX file {path}{'/' if not prefix else '-'}{usual}-{kind}-idx{dimensions}-ubyte(.gz)"
+            f"there is no IDX file {path}{'/' if not prefix else '-'}{usual}-{kind}-idx{DIMENSIONS[kind]}-ubyte(.gz)"
         )
     return found[0]

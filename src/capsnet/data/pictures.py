@@ -1,9 +1,10 @@
 """A picture file as a user has it, made into what a model was trained on."""
 
+import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ def read_picture(
     return torch.from_numpy(pixels.round().clip(0, 255).astype(np.uint8)).permute(2, 0, 1).contiguous()
 
 
-def decode_picture(source: Path | BinaryIO, name: str, mode: str | None = None) -> Image.Image:
+def decode_picture(source: Path | io.BytesIO, name: str, mode: str | None = None) -> Image.Image:
     """A picture, upright and on paper, in `mode` ("L" or "RGB"; by default "L" if it is grey).
 
     Raises `InputError`, calling it by `name`, if it is missing, no picture, damaged or larger than `MAX_PIXELS`.

@@ -34,17 +34,20 @@ def read_smallnorb(place: str, split: str) -> ImageSet:
     """
     with opened(_find(place, split, "dat")) as content:
         count = _read_header(content, "dat", SHAPE)
-        images = torch.empty(count, SHAPE[0], SHAPE[1] // 2, SHAPE[2] // 2, dtype=torch.uint8)
+        chunks = []
         for start in range(0, count, CHUNK):
             size = min(CHUNK, count - start)
             pixels = np.frombuffer(content.take(size * math.prod(SHAPE)), np.uint8).reshape(size, *SHAPE)
-            images[start : start + size] = _halved(pixels)
+            chunks.append(_halved(torch.from_numpy(pixels)))
         content.expect_end()
+    images = torch.cat(chunks)
     labels = torch.from_numpy(_read_integers(_find(place, split, "cat"), "cat", ())).long()
+    if len(labels) != count:
+        raise InputError(f"the {split} files of smallNORB in {place} hold {count:,} images, but {len(labels):,} labels")
     try:
         return ImageSet(images, labels, CLASSES)
     except InputError as error:
-        raise InputError(f"the {split} files of smallNORB in {place} do not fit together: {error}") from None
+        raise InputError(f"{_find(place, split, 'cat')} is damaged: {error}") from None
 
 
 def read_smallnorb_poses(place: str, split: str) -> Int64[Tensor, "count 4"]:
@@ -79,10 +82,10 @@ def _read_header(content: Bytes, kind: str, shape: tuple[int, ...]) -> int:
 
 
 def _halved(
-    pixels: UInt8[np.ndarray, "count cameras height width"],
+    pixels: UInt8[Tensor, "count cameras height width"],
 ) -> UInt8[Tensor, "count cameras half_height half_width"]:
-    quarters = torch.from_numpy(pixels.copy()).short().unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
-    return ((quarters.sum(dim=(3, 5)) + 2) // 4).byte()
+    fours = pixels.short().unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).sum(dim=(3, 5))
+    return ((fours + 2) // 4).byte()
 
 
 def _find(place: str, split: str, kind: str) -> Path:
