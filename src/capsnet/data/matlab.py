@@ -123,7 +123,7 @@ def _unpacked(packed: memoryview, order: str) -> Element:
     kind, size = struct.unpack(f"{order}II", unpacker.decompress(packed, 8))
     if size > LIMIT:
         raise ValueError(f"an array takes {size:,} bytes; the limit is {LIMIT:,}")
-    content = unpacker.decompress(unpacker.unconsumed_tail, max(size, 1))
+    content = unpacker.decompress(unpacker.unconsumed_tail, size + 1)  # one more, so that the end is reached
     if len(content) != size or not unpacker.eof:
         raise ValueError("a compressed array is cut")
     return kind, memoryview(content)
