@@ -271,6 +271,8 @@ def test_affnist_batches_are_read_in_order(tmp_path):
     assert (train.images[1:3].numpy().reshape(2, 1600) == random(1600, 2, seed=2).T).all()
     with pytest.raises(capsnet.InputError, match=r"there should be one of: test_batches, test\.mat"):
         capsnet.open_dataset(f"affnist:{tmp_path}", "test")
+    with pytest.raises(capsnet.InputError, match=r"there is no file or folder .*/none"):
+        capsnet.open_dataset(f"affnist:{tmp_path}/none", "test")
     with pytest.raises(capsnet.InputError, match="is one file, the test set"):
         capsnet.open_dataset(f"affnist:{batches}/1.mat", "train")
 

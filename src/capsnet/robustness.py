@@ -116,10 +116,9 @@ def measure_robustness(
 ) -> list[Measurement]:
     """Test each model, by name, on a set under each transformation at each of its strengths.
 
-    All models see the same images; the seed decides them. Each is tested 45 times on the whole set, which for the
-    10,000 digits of MNIST takes minutes on a CPU. They are transformed on the CPU, so they are the same
-    wherever the models run. Raises `InputError` if images or classes are not a model's, or for an unknown
-    transformation.
+    All models see the same images; the seed decides them, and they are made on the CPU, wherever the models run. Each
+    model sees the whole set at every strength, which for the 10,000 digits of MNIST takes minutes on a CPU. Raises
+    `InputError` if images or classes are not a model's, or for an unknown transformation.
     """
     for name in transformations:
         if name not in TRANSFORMATIONS:

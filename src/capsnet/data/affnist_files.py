@@ -54,6 +54,8 @@ def read_affnist_file(path: Path) -> tuple[UInt8[Tensor, "count 1 40 40"], Int64
 
 
 def _files(path: Path, split: str) -> list[Path]:
+    if not path.exists():
+        raise InputError(f"there is no file or folder {path}")
     if path.is_file():
         if split == "train":
             raise InputError(f"{path} is one file, the test set; to train, give the folder with both, unpacked")
