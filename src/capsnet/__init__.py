@@ -7,7 +7,7 @@ from capsnet.allocator import tune_allocator
 from capsnet.data import ImageSet, PairSet, open_dataset
 from capsnet.errors import InputError
 from capsnet.evaluation import evaluate
-from capsnet.models import BaselineCNN, CapsNet, CapsuleOutput
+from capsnet.models import BaselineCNN, CapsNet, CapsuleOutput, PoolingCNN
 from capsnet.recipe import Recipe
 from capsnet.runs import load, save
 
@@ -21,6 +21,7 @@ __all__ = [
     "ImageSet",
     "InputError",
     "PairSet",
+    "PoolingCNN",
     "Recipe",
     "evaluate",
     "fit",
