@@ -1,9 +1,76 @@
+"""How errors are counted, of single images and of pairs, with and without averaging; and what chance leaves open."""
+
 import pytest
 import torch
 from scipy import stats
 
 import capsnet
-from capsnet.evaluation import Evaluation, wilson_interval
+from capsnet.data import PairSet
+from capsnet.data.augment import shift
+from capsnet.evaluation import Evaluation, missed_things, probabilities, wilson_interval
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return capsnet.open_dataset("mnist", "test").select(slice(64))
+
+
+def small(in_shape=(1, 28, 28)):
+    torch.manual_seed(0)
+    return capsnet.CapsNet(in_shape, 10, conv_channels=8, primary_types=2, decoder=False)
+
+
+def test_a_pair_is_right_when_both_digits_are_and_each_digit_counts_for_itself():
+    scores = torch.tensor([[0.9, 0.8, 0.1], [0.9, 0.1, 0.8], [0.1, 0.9, 0.8], [0.2, 0.9, 0.3]])
+    labels = torch.tensor([[1, 0], [0, 1], [1, 2], [0, 1]])
+    # both right; 1 missed; both right; 0 missed
+    expected = torch.tensor([[0, 0], [0, 1], [0, 0], [1, 0]]).bool()
+    assert missed_things(scores, labels).equal(expected)
+    assert missed_things(scores, labels[:, 0]).equal(torch.tensor([[True], [False], [False], [True]]))
+
+
+def test_pairs_are_counted_as_by_hand(digits):
+    model, pairs = small((1, 36, 36)), PairSet(digits, 1100)  # more than two batches
+    outcome = capsnet.evaluate(model, pairs)
+    batch = pairs.batch(0, 1100)
+    scores = probabilities(model, batch.images)
+    wrong = things = 0
+    for row, labels, predicted in zip(scores, batch.labels, outcome.predictions, strict=True):
+        best = {int(k) for k in row.argsort(descending=True)[:2]}
+        assert set(predicted.tolist()) == best
+        missed = len({int(k) for k in labels} - best)
+        wrong += missed > 0
+        things += missed
+    assert (outcome.images, outcome.errors) == (1100, wrong)
+    assert (outcome.things, outcome.thing_errors) == (2200, things)
+    assert outcome.error == pytest.approx(100 * wrong / 1100)
+    assert outcome.thing_error == pytest.approx(100 * things / 2200)
+
+
+def test_single_images_have_one_thing_each(digits):
+    model = small()
+    outcome = capsnet.evaluate(model, digits)
+    wrong = int((probabilities(model, digits.images).argmax(dim=1) != digits.labels).sum())
+    assert (outcome.errors, outcome.thing_errors, outcome.things) == (wrong, wrong, 64)
+    assert outcome.predictions.shape == (64,)
+
+
+def test_answers_are_averaged_over_shifts(digits):
+    model = small()
+    expected = torch.zeros(64, 10)
+    for down in (-1, 0, 1):
+        for right in (-1, 0, 1):
+            moved = shift(digits.images, torch.tensor([[down, right]]).repeat(64, 1), 1)
+            expected += probabilities(model, moved) / 9
+    torch.testing.assert_close(probabilities(model, digits.images, shifts=1), expected)
+    averaged = capsnet.evaluate(model, digits, shifts=1)
+    assert averaged.predictions.equal(expected.argmax(dim=1))
+    assert not torch.equal(expected, probabilities(model, digits.images))
+
+
+def test_a_model_for_other_images_is_refused(digits):
+    with pytest.raises(capsnet.InputError, match="takes images of"):
+        capsnet.evaluate(small(), PairSet(digits, 5))
 
 
 @pytest.mark.parametrize(("errors", "images"), [(0, 10), (1, 10), (5, 10), (10, 10), (25, 10_000), (10_000, 10_000)])
@@ -14,7 +81,7 @@ def test_the_interval_is_wilsons(errors, images, confidence):
 
 
 def test_the_interval_of_the_papers_error():
-    outcome = Evaluation(images=10_000, errors=25, seconds=1.0, predictions=torch.zeros(1))
+    outcome = Evaluation(10_000, 25, 10_000, 25, seconds=1.0, predictions=torch.zeros(1, dtype=torch.long))
     assert outcome.interval == pytest.approx((0.169, 0.369), abs=0.001)
     assert outcome.interval[0] < outcome.error < outcome.interval[1]
     assert wilson_interval(0, 400)[0] == 0
@@ -31,12 +98,3 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 def test_what_is_no_share_is_refused(errors, images):
     with pytest.raises(ValueError, match="is no share"):
         wilson_interval(errors, images)
-
-
-def test_an_evaluation_counts_the_wrong_ones():
-    torch.manual_seed(0)
-    digits = capsnet.open_dataset("mnist", "test").select(slice(60))
-    outcome = capsnet.evaluate(capsnet.CapsNet((1, 28, 28), 10, conv_channels=8, primary_types=2), digits)
-    wrong = sum(int(p) != int(label) for p, label in zip(outcome.predictions, digits.labels, strict=True))
-    assert (outcome.images, outcome.errors) == (60, wrong)
-    assert outcome.error == pytest.approx(100 * wrong / 60)

@@ -24,6 +24,14 @@ def shift(
     return moved.unflatten(2, (height, stride))[..., :width]
 
 
+def crop(
+    images: Shaped[Tensor, "batch channels height width"], corners: Int[Tensor, "batch 2"], size: int
+) -> Shaped[Tensor, "batch channels {size} {size}"]:
+    """Cut a square of `size` pixels a side out of each image, with its upper left at (down, right) `corners`."""
+    windows = images.unfold(2, size, 1).unfold(3, size, 1)  # a view: (B, C, rows, columns, size, size)
+    return windows[torch.arange(len(images), device=images.device), :, corners[:, 0], corners[:, 1]]
+
+
 def affine(
     images: UInt8[Tensor, "batch channels height width"],
     matrices: Float[Tensor, "batch 2 3"],

@@ -60,6 +60,19 @@ class ImageSet:
         """The same images and labels on `device`."""
         return ImageSet(self.images.to(device), self.labels.to(device), self.class_names)
 
+    def batch(self, start: int, stop: int) -> "ImageSet":
+        """The images `start` to `stop`, or to the end, if that comes first."""
+        return self.select(slice(start, stop))
+
+    def centre(self, size: int) -> "ImageSet":
+        """The square of `size` pixels a side in the middle of each image. Raises `InputError` if it is larger."""
+        _, height, width = self.image_shape
+        if not 0 < size <= min(height, width):
+            raise InputError(f"cannot cut {size}×{size} pixels out of images of {height}×{width}")
+        top, left = (height - size) // 2, (width - size) // 2
+        square = self.images[:, :, top : top + size, left : left + size].contiguous()
+        return ImageSet(square, self.labels, self.class_names)
+
     def select(self, indices: Tensor | slice) -> "ImageSet":
         """The images at these positions, in this order."""
         return ImageSet(self.images[indices], self.labels[indices], self.class_names)

@@ -90,8 +90,7 @@ class PairSet:
         offsets = self._move(below(numbers[:, 1:5], 2 * self.max_shift + 1) - self.max_shift)
         images = torch.nn.functional.pad(self.digits.images[chosen.flatten()], [self.max_shift] * 4)
         digits = shift(images, offsets.view(-1, 2), self.max_shift).unflatten(0, (-1, 2))
-        bottom, top = digits.unbind(1)
-        return Pairs(bottom + torch.minimum(top, 255 - bottom), self.digits.labels[chosen], digits)
+        return Pairs(overlay(digits), self.digits.labels[chosen], digits)
 
     def to(self, device: torch.device | str) -> "PairSet":
         """The same pairs, made on `device`."""
@@ -100,6 +99,14 @@ class PairSet:
     def reseeded(self, seed: int) -> "PairSet":
         """Other pairs of the same digits, for another epoch."""
         return replace(self, seed=seed)
+
+    def hold_out(self, count: int, seed: int = 0) -> tuple["PairSet", "PairSet"]:
+        """Split the digits into (the rest, `count` drawn at random by `seed`); each part makes pairs of its own.
+
+        Of the digits held out there are `count` pairs. For choosing without the test set.
+        """
+        rest, held_out = self.digits.hold_out(count, seed)
+        return replace(self, digits=rest), replace(self, digits=held_out, count=count)
 
     def _firsts(self, start: int, stop: int) -> Int64[np.ndarray, " batch"]:
         """Positions of the first digits: in each round all of them, in an order of its own."""
@@ -123,6 +130,12 @@ class PairSet:
 
     def _move(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.digits.images.device)
+
+
+def overlay(digits: UInt8[Tensor, "batch 2 channels height width"]) -> UInt8[Tensor, "batch channels height width"]:
+    """Both digits of each pair added, and clipped at 255."""
+    bottom, top = digits.unbind(1)
+    return bottom + torch.minimum(top, 255 - bottom)
 
 
 def load_multimnist(split: str) -> PairSet:
