@@ -134,7 +134,7 @@ RECIPES = {
     "plain": {},
     "average": {"ema_decay": 0.9},
     "everything": {
-        **{"decay": "cosine", "warmup": 0.8, "weight_decay": 0.1, "ema_decay": 0.9},
+        **{"decay": "cosine", "warmup": 0.3, "weight_decay": 0.1, "ema_decay": 0.9},
         **{"rotation": 10.0, "scale": 0.1, "shear": 0.1, "crop": 24},
     },
 }
@@ -280,7 +280,7 @@ def test_weights_that_are_not_finite_are_never_saved(digits, tmp_path):
         {"learning_rate": float("nan")},
         {"max_shift": -1},
         {"ema_decay": 1.0},
-        {"warmup": 10.0},
+        {"warmup": 1.0},
         {"warmup": -1.0},
         {"weight_decay": -0.1},
         {"rotation": -1.0},
@@ -352,7 +352,7 @@ def test_the_rate_rises_in_a_line_and_falls_as_the_recipe_says():
     base = {"epochs": epochs, "learning_rate": 0.1, "final_learning_rate": 0.001}
     exponential = [capsnet.Recipe(**base).rate(step, steps) for step in range(40)]
     assert exponential == pytest.approx([0.1 * (0.01 ** (step / 39)) for step in range(40)])
-    warm = [capsnet.Recipe(**base, warmup=0.5, decay="linear").rate(step, steps) for step in range(40)]
+    warm = [capsnet.Recipe(**base, warmup=0.125, decay="linear").rate(step, steps) for step in range(40)]
     assert warm[:6] == pytest.approx([0.1 / 6, 0.2 / 6, 0.3 / 6, 0.4 / 6, 0.5 / 6, 0.1])
     assert warm[5:] == pytest.approx([0.1 - 0.099 * n / 34 for n in range(35)])
     cosine = [capsnet.Recipe(**base, decay="cosine").rate(step, steps) for step in range(40)]
@@ -362,7 +362,7 @@ def test_the_rate_rises_in_a_line_and_falls_as_the_recipe_says():
 
 
 def test_training_follows_the_rate(digits):
-    recipe = capsnet.Recipe(**QUICK, warmup=0.5, decay="cosine", learning_rate=0.002)
+    recipe = capsnet.Recipe(**QUICK, warmup=0.2, decay="cosine", learning_rate=0.002)
     rows = fit(small(), digits, recipe)
     assert [row["learning_rate"] for row in rows] == pytest.approx([recipe.rate(step, 4) for step in (3, 7, 11)])
 

@@ -17,6 +17,7 @@ from capsnet.allocator import tune_allocator
 from capsnet.commands.bench import Bench
 from capsnet.commands.evaluate import Evaluate
 from capsnet.commands.predict import Predict
+from capsnet.commands.reproduce import Reproduce
 from capsnet.commands.train import Train, as_json
 from capsnet.errors import InputError
 from capsnet.recipe import Recipe
@@ -26,6 +27,7 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
 )
 
 
@@ -107,6 +109,10 @@ def _parse_resumed(command: Train, arguments: list[str]) -> Train:
     saved = runs.read_config(command.out).get("command")
     if not isinstance(saved, dict) or not saved:
         raise InputError(f"{command.out} was not started by `capsnet train`; resume it where it was started")
+    if "reproduce" in saved:
+        raise InputError(
+            f"{command.out} is a run of the paper's tables; go on with: capsnet reproduce {saved['reproduce']}"
+        )
     try:
         settings = Train(**{**saved, "recipe": Recipe(**saved["recipe"])})
     except (TypeError, KeyError) as error:

@@ -34,7 +34,7 @@ class Recipe:
     decay: Decay = "exponential"
     """How the rate falls."""
     warmup: float = 0.0
-    """Epochs in which the rate first rises from zero; with cosine decay this is the one-cycle schedule."""
+    """Share of the run in which the rate first rises from zero; with cosine decay this is the one-cycle schedule."""
     weight_decay: float = 0.0
     """Each step takes this share of the rate from every weight (decoupled, as in AdamW); biases keep theirs."""
     ema_decay: float = 0.0
@@ -65,8 +65,8 @@ class Recipe:
             raise InputError("the learning rate must be above 0 and fall: learning_rate ≥ final_learning_rate > 0")
         if self.decay not in get_args(Decay):
             raise InputError(f"unknown decay {self.decay!r}; there are: {', '.join(get_args(Decay))}")
-        if not 0 <= self.warmup < self.epochs:
-            raise InputError(f"warm-up must end before the run does: 0 to {self.epochs} epochs, not {self.warmup}")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warm-up is a share of the run, at least 0 and below 1, not {self.warmup}")
         for name in ("weight_decay", "max_shift", "crop", "rotation", "shear"):
             if getattr(self, name) < 0:
                 raise InputError(f"{_words(name)} must not be negative, but it is {getattr(self, name)}")
@@ -83,7 +83,7 @@ class Recipe:
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of a step, counted from 0: up in a line, then down to the final rate at the last step."""
-        rising = round(self.warmup * steps_per_epoch)
+        rising = round(self.warmup * self.epochs * steps_per_epoch)
         if step < rising:
             return self.learning_rate * (step + 1) / (rising + 1)
         last = self.epochs * steps_per_epoch - 1
@@ -103,7 +103,7 @@ BEST = Recipe(
     learning_rate=0.002,
     final_learning_rate=0.00001,
     decay="cosine",
-    warmup=1.0,
+    warmup=0.1,
     weight_decay=0.01,
     ema_decay=0.999,
     rotation=10.0,
