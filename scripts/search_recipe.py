@@ -79,11 +79,7 @@ class Search:
 
     def _data(self, name: str) -> tuple[ImageSet | PairSet, ImageSet | PairSet]:
         train_set, held_out = open_dataset(name).hold_out(self.held_out)
-        if self.limit and isinstance(train_set, PairSet):
-            train_set = replace(train_set, count=self.limit)
-        elif self.limit and isinstance(train_set, ImageSet):
-            train_set = train_set.select(slice(self.limit))
-        return train_set, held_out
+        return (train_set.first(self.limit) if self.limit else train_set), held_out
 
 
 def changed(recipe: Recipe, words: str) -> Recipe:
@@ -93,7 +89,10 @@ def changed(recipe: Recipe, words: str) -> Recipe:
         name, equals, value = word.partition("=")
         if not equals or name not in asdict(recipe):
             raise InputError(f"{word!r} is no change to a recipe, whose settings are: {', '.join(asdict(recipe))}")
-        changes[name] = value if name == "decay" else json.loads(value)
+        try:
+            changes[name] = value if name == "decay" else json.loads(value)
+        except ValueError:
+            raise InputError(f"{word!r} does not give {name} a number") from None
     return replace(recipe, **changes)
 
 

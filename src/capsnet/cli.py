@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import threading
+from itertools import pairwise
 from types import FrameType
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from capsnet.commands.predict import Predict
 from capsnet.commands.reproduce import Reproduce
 from capsnet.commands.train import Train, as_json
 from capsnet.errors import InputError
-from capsnet.recipe import Recipe
+from capsnet.recipe import RECIPES, Recipe
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
@@ -70,10 +71,27 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _parse(arguments: list[str]) -> Command:
-    command = _parse_with(Command, arguments, prog="capsnet", description="Capsule networks that people can use.")
+    recipe = _named_recipe(arguments)
+    if arguments[:1] == ["train"] and recipe:
+        command = _parse_train(arguments, Train(recipe=recipe))
+    else:
+        command = _parse_with(Command, arguments, prog="capsnet", description="Capsule networks that people can use.")
     if isinstance(command, Train) and command.resume:
         return _parse_resumed(command, arguments)
     return command
+
+
+def _named_recipe(arguments: list[str]) -> Recipe | None:
+    """What `--recipe` names, looked up before anything is parsed: the other flags change it."""
+    for word, following in pairwise([*arguments, ""]):
+        flag, equals, value = word.partition("=")
+        if flag == "--recipe":
+            return RECIPES.get(value if equals else following)
+    return None
+
+
+def _parse_train(arguments: list[str], defaults: Train) -> Train:
+    return _parse_with(Train, arguments[1:], prog="capsnet train", default=defaults)
 
 
 def _parse_with(kind: Any, arguments: list[str], **options: Any) -> Any:
@@ -118,7 +136,7 @@ def _parse_resumed(command: Train, arguments: list[str]) -> Train:
     except (TypeError, KeyError) as error:
         raise InputError(f"{command.out / runs.CONFIG} is damaged or of another version: {error}") from None
     # As defaults, so that the flags given now override what was saved and can be seen to differ.
-    again = _parse_with(Train, arguments[1:], prog="capsnet train", default=settings)
+    again = _parse_train(arguments, settings)
     for name, value in as_json(again).items():
         if name not in ("out", "resume", "device") and value != as_json(settings)[name]:
             raise InputError(f"a resumed run keeps its settings, and {name} would differ; leave that flag out")

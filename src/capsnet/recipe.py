@@ -112,4 +112,4 @@ BEST = Recipe(
 )
 """Whatever helps on held-out training images, as `scripts/search_recipe.py` measures it."""
 
-RECIPES = {"paper": PAPER, "best": BEST}
+RECIPES = {"everyday": Recipe(), "paper": PAPER, "best": BEST}

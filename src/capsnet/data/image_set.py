@@ -64,6 +64,10 @@ class ImageSet:
         """The images `start` to `stop`, or to the end, if that comes first."""
         return self.select(slice(start, stop))
 
+    def first(self, count: int) -> "ImageSet":
+        """The first images only, for a quick look."""
+        return self.select(slice(count))
+
     def centre(self, size: int) -> "ImageSet":
         """The square of `size` pixels a side in the middle of each image. Raises `InputError` if it is larger."""
         _, height, width = self.image_shape

@@ -100,6 +100,10 @@ class PairSet:
         """Other pairs of the same digits, for another epoch."""
         return replace(self, seed=seed)
 
+    def first(self, count: int) -> "PairSet":
+        """The first pairs only, for a quick look."""
+        return replace(self, count=min(count, self.count))
+
     def hold_out(self, count: int, seed: int = 0) -> tuple["PairSet", "PairSet"]:
         """Split the digits into (the rest, `count` drawn at random by `seed`); each part makes pairs of its own.
 
