@@ -53,6 +53,17 @@ def test_pairs_are_trained_tested_and_evaluated(tiny, capsys):
     assert "by digit" in typed(capsys, "train", "--resume", "--out", "run")
 
 
+def test_an_interrupt_in_the_test_says_how_to_go_on_too(tiny, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "evaluate", interrupted)
+        assert cli.main(["train", "--epochs", "1", "--limit", "20", "--out", "run"]) == 130
+    assert "interrupted; go on with: capsnet train --resume --out run" in capsys.readouterr().err
+    assert "test error" in typed(capsys, "train", "--resume", "--out", "run")
+
+
 def test_answers_averaged_over_shifts_are_stated_as_such(tiny, capsys):
     typed(capsys, "train", "--epochs", 1, "--limit", 50, "--out", "run")
     plain, shifted = (

@@ -77,10 +77,10 @@ class Train:
                 tensorboard=self.tensorboard,
                 command=as_json(self),
             )
+            self._test(folder, model, test_set, rows, time.perf_counter() - started, device)
         except KeyboardInterrupt as stop:
             again = f"{_program()} train --resume --out {folder}"
             raise KeyboardInterrupt(f"{str(stop) or 'interrupted'}; go on with: {again}") from None
-        self._test(folder, model, test_set, rows, time.perf_counter() - started, device)
 
     def _report_again(self, folder: Path, test_set: ImageSet | PairSet, device: str) -> None:
         """For a run that was stopped between its last step and its report."""
