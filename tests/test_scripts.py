@@ -1,19 +1,16 @@
 """The scripts that results come from."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+import search_recipe
 
 import capsnet
 from capsnet import data
 from capsnet.data import PairSet
 from capsnet.experiments import rows
 from capsnet.experiments.rows import Row
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-import search_recipe
 
 SIZES = {"in_shape": (1, 28, 28), "num_classes": 10, "conv_channels": 8, "primary_types": 2, "decoder_hidden": (16, 32)}
 

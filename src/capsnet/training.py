@@ -50,18 +50,19 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Train `model` in place; returns what `metrics.csv` holds, a dictionary for each epoch.
 
-    Order and augmentation follow from the seed, the epoch and the step alone. The same call on the same machine gives
+    Of a `PairSet` each epoch sees new pairs, and each digit is the target of its own reconstruction. Order, pairs and
+    augmentation follow from the seed, the epoch and the step alone. The same call on the same machine gives
     the same weights, bit for bit, also when it was killed and resumed on the way.
 
     With `out`, a run folder is written: config first, checkpoints on the way, weights at the end. `resume` goes on
-    from its last checkpoint, if model, recipe and images are the same. `held_out` is tested after each epoch; errors
-    are in percent. `command` is recorded in the run's config. Raises `InputError` if model, data, recipe and folder do
+    from its last checkpoint, if model, recipe and images are the same. `held_out` is tested after each epoch, and
+    training may stop by it (`recipe.stop_at_error`); errors are in percent. `command` is recorded in the run's config. Raises `InputError` if model, data, recipe and folder do
     not fit, if a file cannot be written, or if the loss is no longer finite; `KeyboardInterrupt` after Ctrl-C, with
     the checkpoint written.
     """
     recipe = recipe or Recipe()
     held_out = held_out and _cropped(held_out, recipe.crop)
-    for data in (_cropped(train_set, recipe.crop), held_out):
+    for data in (_cropped(train_set.first(1), recipe.crop), held_out):
         if data:
             data.require(model.config["in_shape"], model.config["num_classes"])
     if recipe.stop_at_error and not held_out:

@@ -50,6 +50,7 @@ def reproduce(row: Row, seed: int, epochs: int, settings: Settings) -> None:
         return
     test_sets = _test_sets(row, settings)  # now, not after hours of training for which there is no test
     train_set, held_out = _training_sets(row, settings)
+    runs.make_folder(path.parent)
     recipe = row.run_recipe(seed, epochs)
     folder = settings.folder / path.stem
     members = []
@@ -61,7 +62,6 @@ def reproduce(row: Row, seed: int, epochs: int, settings: Settings) -> None:
     _tell(f"{path.stem}: testing")
     model = members[0] if len(members) == 1 else Ensemble(members)
     outcomes = {name: evaluate(model, data, settings.device, row.shifts) for name, data in test_sets.items()}
-    runs.make_folder(path.parent)
     runs.write_json(path, _record(row, recipe, folder, outcomes, settings))
 
 
@@ -173,6 +173,7 @@ def _final(row: Row, outcomes: dict[str, Evaluation]) -> dict[str, Any]:
         "images": outcome.images,
         "errors": outcome.errors,
         "error": round(outcome.error, 5),
+        "interval": [round(bound, 5) for bound in outcome.interval],
     }
     if outcome.things > outcome.images:
         final |= {"thing_errors": outcome.thing_errors, "thing_error": round(outcome.thing_error, 5)}
