@@ -205,6 +205,14 @@ def test_training_stops_at_the_first_epoch_that_is_good_enough(digits):
         fit(small(), digits, recipe)
 
 
+def test_a_run_that_may_stop_early_keeps_the_images_that_it_stops_by(digits, tmp_path):
+    recipe = capsnet.Recipe(**QUICK, stop_at_error=99.9)
+    fit(small(), digits, recipe, out=tmp_path / "run", held_out=digits.select(slice(20)))
+    (tmp_path / "run" / runs.WEIGHTS).unlink()
+    with pytest.raises(capsnet.InputError, match="another model, recipe or training set"):
+        fit(small(), digits, recipe, out=tmp_path / "run", held_out=digits.select(slice(30)), resume=True)
+
+
 def test_dropout_is_resumed_bit_for_bit_too(digits, tmp_path, monkeypatch):
     images = digits.images[:, :, 8:20, 8:20].contiguous()
     crops = capsnet.ImageSet(images, digits.labels, digits.class_names)

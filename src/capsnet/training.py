@@ -76,7 +76,8 @@ def fit(
     if tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise InputError("TensorBoard is not installed; install it with: pip install 'capsnet[tensorboard]'")
     chosen = pick_device(device)
-    fingerprint = _fingerprint(model, recipe, train_set)
+    decisive = [train_set, held_out] if held_out and recipe.stop_at_error else [train_set]
+    fingerprint = _fingerprint(model, recipe, *decisive)
     if out is None:
         return _train(model, train_set, recipe, held_out, None, fingerprint, chosen, tensorboard, progress)
     folder = Path(out)
@@ -194,15 +195,15 @@ def _count_errors(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, torch
     return {"errors": errors, "images": torch.full_like(errors, len(labels))}
 
 
-def _fingerprint(model: Model, recipe: Recipe, train_set: ImageSet | PairSet) -> str:
-    """Tells runs apart whose checkpoints must not be mixed: model, recipe, and every training image and label."""
-    described: list[Any] = [model_name(model), model.config, asdict(recipe)]
-    if isinstance(train_set, PairSet):
-        described += [train_set.count, train_set.seed, train_set.max_shift]
-        train_set = train_set.digits
-    digest = hashlib.sha256(json.dumps(described).encode())
-    for tensor in (train_set.images, train_set.labels):
-        digest.update(tensor.cpu().contiguous().numpy().data)
+def _fingerprint(model: Model, recipe: Recipe, *sets: ImageSet | PairSet) -> str:
+    """Tells runs apart whose checkpoints must not be mixed: model, recipe, and every image and label that decides."""
+    digest = hashlib.sha256(json.dumps([model_name(model), model.config, asdict(recipe)]).encode())
+    for data in sets:
+        if isinstance(data, PairSet):
+            digest.update(json.dumps([data.count, data.seed, data.max_shift]).encode())
+            data = data.digits
+        for tensor in (data.images, data.labels):
+            digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
