@@ -109,6 +109,9 @@ def test_evaluate(run, capsys):
     assert answer["error"] < 40
     _, out, _ = in_process(capsys, "evaluate", run[0])
     assert f"test error {answer['error']:.2f} %" in out
+    low, high = answer["interval"]
+    assert low < answer["error"] < high
+    assert f"95 % interval {low:.2f} to {high:.2f} %" in out
 
 
 def test_predict(run, capsys, tmp_path):
@@ -213,6 +216,11 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(tmp_path):
     ("arguments", "told"),
     [
         (["train", "--data", "mnits"], "unknown data set 'mnits'; there are: mnist"),
+        (["train", "--data", "idx:nowhere"], "there is no IDX file nowhere-train-images-idx3-ubyte(.gz)"),
+        (
+            ["train", "--data", "affnist-synthetic"],
+            "is a test set; the training set that goes with it is expanded-mnist",
+        ),
         (["train", "--epoch", "3"], "Perhaps you meant: --epochs"),
         (["train", "--epochs", "three"], "--epochs"),
         (["train", "--epochs", "0"], "at least 1"),
@@ -289,7 +297,11 @@ def test_a_model_for_other_images_is_told_in_one_line(capsys, tmp_path):
 
 
 def test_help_names_every_flag(capsys):
-    named = {"train": ["--data", "--epochs", "--resume"], "evaluate": ["RUN", "--json"], "predict": ["RUN", "IMAGE"]}
+    named = {
+        "train": ["--data", "smallnorb:FOLDER", "--epochs", "--resume"],
+        "evaluate": ["RUN", "--json"],
+        "predict": ["RUN", "IMAGE"],
+    }
     for command, flags in named.items():
         with pytest.raises(SystemExit) as stop:
             cli.main([command, "--help"])

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 import capsnet
 from capsnet.layers import DenseCapsules, PrimaryCapsules
-from capsnet.models import MODELS, build_model, model_name
+from capsnet.models import MODELS, PAPER_SIZES, Ensemble, build_model, model_name
 
 
 def count(model):
@@ -27,6 +27,31 @@ def test_parameter_counts_are_the_papers():
     assert count(model.decoder) == 1_411_344
     assert count(capsnet.CapsNet((1, 28, 28), 10, decoder=False)) == 6_804_224
     assert count(capsnet.BaselineCNN((1, 28, 28), 10)) == 35_445_522
+
+
+def test_parameter_counts_for_two_digits_are_the_papers():
+    assert count(capsnet.CapsNet(**PAPER_SIZES["multimnist"])) == 11_361_808  # "11.36M"
+    assert count(capsnet.PoolingCNN((1, 36, 36), 10)) == 24_563_978  # "24.56M"
+
+
+def test_the_cnn_for_affnist_has_about_as_many_parameters_as_capsnet():
+    ours, cnn = capsnet.CapsNet(**PAPER_SIZES["affnist"]), capsnet.PoolingCNN((1, 40, 40), 10, padding=False)
+    assert (count(ours), count(cnn)) == (13_475_648, 12_767_498)
+
+
+# Section 7's words as sums: Conv1 + PrimaryCaps + routing + decoder.
+def test_parameter_counts_of_section_7():
+    conv = {channels: (81 * channels + 1) * 256 for channels in (2, 3)}
+    decoder = {pixels: 161 * 512 + 513 * 1024 + 1025 * pixels for pixels in (3 * 24 * 24, 2 * 32 * 32)}
+    cifar = conv[3] + (256 * 81 + 1) * 512 + 4 * 4 * 64 * 8 * 10 * 16 + decoder[3 * 24 * 24]
+    norb = conv[2] + (256 * 81 + 1) * 256 + 8 * 8 * 32 * 8 * 5 * 16
+    norb += decoder[2 * 32 * 32] - 5 * 16 * 512  # half as many class capsules to decode
+    svhn = (3 * 81 + 1) * 64 + (64 * 81 + 1) * 96 + 8 * 8 * 16 * 6 * 10 * 8
+    svhn += 81 * 512 + 513 * 1024 + 1025 * 3 * 32 * 32
+    for name, expected in (("cifar10", cifar), ("smallnorb", norb), ("svhn", svhn)):
+        model = capsnet.CapsNet(**PAPER_SIZES[name])
+        assert count(model) == expected
+        assert model.classes.leaky == (name == "cifar10")
 
 
 def test_shapes_are_the_papers():
@@ -92,12 +117,78 @@ def test_the_loss_is_margin_plus_a_small_share_of_the_summed_squares():
     torch.testing.assert_close(model.loss(images, labels).total, margin + 0.0005 * squares)
 
 
+def test_two_digits_are_decoded_alone_each_against_its_own():
+    model = small()
+    images, digits = torch.rand(4, 1, 20, 20), torch.rand(4, 2, 1, 20, 20)
+    labels = torch.tensor([[0, 1], [2, 0], [1, 2], [0, 2]])
+    capsules, lengths = model(images)
+    expected = torch.zeros(())
+    for n in range(4):  # equation 4 and the paper's section 6, one image and one class at a time
+        for k in range(3):
+            present = float(k in labels[n])
+            short, long = max(0, 0.9 - lengths[n, k].item()), max(0, lengths[n, k].item() - 0.1)
+            expected += (present * short**2 + 0.5 * (1 - present) * long**2) / 4
+        for position in range(2):
+            alone = torch.zeros_like(capsules[n : n + 1])
+            alone[0, labels[n, position]] = capsules[n, labels[n, position]]
+            decoded = model.decoder.stages(alone.flatten(1)).reshape(1, 20, 20)
+            expected += 0.0005 * (decoded - digits[n, position]).square().sum() / 4
+    loss = model.loss(images, labels, digits)
+    torch.testing.assert_close(loss.total, expected)
+    swapped = model.loss(images, labels.flip(1), digits.flip(1))
+    torch.testing.assert_close(swapped.total, loss.total)
+    with pytest.raises(ValueError, match="a target for each"):
+        model.loss(images, labels)
+
+
+def test_reconstruct_decodes_several_classes_of_an_image():
+    model = small()
+    capsules = torch.randn(3, 3, 16)
+    classes = torch.tensor([[0, 2], [1, 0], [2, 1]])
+    both = model.reconstruct(capsules, classes)
+    assert both.shape == (3, 2, 1, 20, 20)
+    for position in range(2):
+        torch.testing.assert_close(both[:, position], model.reconstruct(capsules, classes[:, position]))
+
+
+def test_the_pooling_cnn_has_a_sigmoid_for_each_class():
+    model = capsnet.PoolingCNN((1, 20, 20), 3, padding=False)
+    images, labels = torch.rand(4, 1, 20, 20), torch.tensor([[0, 1], [2, 0], [1, 2], [0, 2]])
+    p = model.probabilities(images)
+    rows = torch.tensor([[1, 1, 0], [1, 0, 1], [0, 1, 1], [1, 0, 1]])
+    expected = -torch.where(rows == 1, p, 1 - p).log().sum() / 4
+    torch.testing.assert_close(model.loss(images, labels).total, expected)
+    with pytest.raises(capsnet.InputError, match="smallest size is 20×20"):
+        capsnet.PoolingCNN((1, 28, 19), 3, padding=False)
+
+
+def test_softmax_shares_the_probability_between_two_digits():
+    model = capsnet.BaselineCNN((1, 8, 8), 4).eval()
+    images = torch.rand(2, 1, 8, 8)
+    p = model.probabilities(images).log()
+    one, two = torch.tensor([1, 3]), torch.tensor([[1, 2], [3, 0]])
+    torch.testing.assert_close(model.loss(images, one).total, -(p[0, 1] + p[1, 3]) / 2)
+    torch.testing.assert_close(model.loss(images, two).total, -(p[0, 1] + p[0, 2] + p[1, 3] + p[1, 0]) / 4)
+
+
+def test_an_ensemble_gives_the_mean_answer():
+    members = [small(), small(iterations=1)]
+    images = torch.rand(2, 1, 20, 20)
+    expected = (members[0].probabilities(images) + members[1].probabilities(images)) / 2
+    torch.testing.assert_close(Ensemble(members).probabilities(images), expected)
+    with pytest.raises(capsnet.InputError, match="at least one member"):
+        Ensemble([])
+
+
 def test_without_decoder_there_is_no_reconstruction():
     with pytest.raises(capsnet.InputError, match="without a decoder"):
         small(decoder=False).reconstruct(torch.rand(1, 3, 16))
 
 
-@pytest.mark.parametrize("model", [small(leaky=True), capsnet.BaselineCNN((1, 8, 8), 4)])
+@pytest.mark.parametrize(
+    "model",
+    [small(leaky=True), capsnet.BaselineCNN((1, 8, 8), 4), capsnet.PoolingCNN((1, 20, 20), 4, padding=False)],
+)
 def test_a_model_can_be_rebuilt_from_its_config(model):
     twin = build_model(model_name(model), model.config)
     assert type(twin) is type(model)
@@ -112,7 +203,7 @@ def test_a_model_can_be_rebuilt_from_its_config(model):
 def test_a_config_that_does_not_fit_is_refused(name, config):
     with pytest.raises(capsnet.InputError):
         build_model(name, config)
-    assert set(MODELS) == {"capsnet", "cnn"}
+    assert set(MODELS) == {"capsnet", "cnn", "pooling-cnn"}
 
 
 def test_first_outputs_are_neither_silent_nor_saturated():

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from capsnet import functional, layers
 from capsnet.allocator import tune_allocator
-from capsnet.data import ImageSet, open_dataset
+from capsnet.data import ImageSet, PairSet, open_dataset
 from capsnet.errors import InputError
 from capsnet.evaluation import evaluate
-from capsnet.models import BaselineCNN, CapsNet, CapsuleOutput
+from capsnet.models import BaselineCNN, CapsNet, CapsuleOutput, PoolingCNN
 from capsnet.recipe import Recipe
 from capsnet.runs import load, save
 
@@ -20,6 +20,8 @@ __all__ = [
     "CapsuleOutput",
     "ImageSet",
     "InputError",
+    "PairSet",
+    "PoolingCNN",
     "Recipe",
     "evaluate",
     "fit",

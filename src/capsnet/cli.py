@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import threading
+from itertools import pairwise
 from types import FrameType
 from typing import Annotated, Any
 
@@ -17,15 +18,17 @@ from capsnet.allocator import tune_allocator
 from capsnet.commands.bench import Bench
 from capsnet.commands.evaluate import Evaluate
 from capsnet.commands.predict import Predict
+from capsnet.commands.reproduce import Reproduce
 from capsnet.commands.train import Train, as_json
 from capsnet.errors import InputError
-from capsnet.recipe import Recipe
+from capsnet.recipe import RECIPES, Recipe
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
 )
 
 
@@ -68,10 +71,27 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _parse(arguments: list[str]) -> Command:
-    command = _parse_with(Command, arguments, prog="capsnet", description="Capsule networks that people can use.")
+    recipe = _named_recipe(arguments)
+    if arguments[:1] == ["train"] and recipe:
+        command = _parse_train(arguments, Train(recipe=recipe))
+    else:
+        command = _parse_with(Command, arguments, prog="capsnet", description="Capsule networks that people can use.")
     if isinstance(command, Train) and command.resume:
         return _parse_resumed(command, arguments)
     return command
+
+
+def _named_recipe(arguments: list[str]) -> Recipe | None:
+    """What `--recipe` names, looked up before anything is parsed: the other flags change it."""
+    for word, following in pairwise([*arguments, ""]):
+        flag, equals, value = word.partition("=")
+        if flag == "--recipe":
+            return RECIPES.get(value if equals else following)
+    return None
+
+
+def _parse_train(arguments: list[str], defaults: Train) -> Train:
+    return _parse_with(Train, arguments[1:], prog="capsnet train", default=defaults)
 
 
 def _parse_with(kind: Any, arguments: list[str], **options: Any) -> Any:
@@ -107,12 +127,16 @@ def _parse_resumed(command: Train, arguments: list[str]) -> Train:
     saved = runs.read_config(command.out).get("command")
     if not isinstance(saved, dict) or not saved:
         raise InputError(f"{command.out} was not started by `capsnet train`; resume it where it was started")
+    if "reproduce" in saved:
+        raise InputError(
+            f"{command.out} is a run of the paper's tables; go on with: capsnet reproduce {saved['reproduce']}"
+        )
     try:
         settings = Train(**{**saved, "recipe": Recipe(**saved["recipe"])})
     except (TypeError, KeyError) as error:
         raise InputError(f"{command.out / runs.CONFIG} is damaged or of another version: {error}") from None
     # As defaults, so that the flags given now override what was saved and can be seen to differ.
-    again = _parse_with(Train, arguments[1:], prog="capsnet train", default=settings)
+    again = _parse_train(arguments, settings)
     for name, value in as_json(again).items():
         if name not in ("out", "resume", "device") and value != as_json(settings)[name]:
             raise InputError(f"a resumed run keeps its settings, and {name} would differ; leave that flag out")

@@ -1,49 +1,134 @@
 """How often a model is wrong."""
 
+import math
+import statistics
 import time
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Int, Int64, UInt8
 from torch import Tensor
 
-from capsnet.data.image_set import ImageSet, to_float
+from capsnet.data import ImageSet, PairSet, to_float
+from capsnet.data.augment import shift
 from capsnet.devices import pick_device
-from capsnet.models import Model
+from capsnet.models import Ensemble, Model
+
+BATCH = 500
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outcome of a test: `error` in percent, the predicted class of every image, and how long it took."""
+    """The outcome of a test: `error` in percent, the predicted class of every image, and how long it took.
+
+    Where several things are on an image, `(N, K)` classes are predicted, and the image is an error unless all are
+    right; so the paper's authors count in their code. `thing_error` counts each thing for itself.
+    """
 
     images: int
     errors: int
+    things: int
+    """All that is on the images: as many as images, or twice as many digits as pairs."""
+    thing_errors: int
+    """Things whose class was not predicted."""
     seconds: float
-    predictions: Tensor
+    predictions: Int64[Tensor, "count *present"]
 
     @property
     def error(self) -> float:
         return 100 * self.errors / self.images
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of `error`, in percent: what the images, being a sample, leave open."""
+        low, high = wilson_interval(self.errors, self.images)
+        return 100 * low, 100 * high
 
-def evaluate(model: Model, image_set: ImageSet, device: torch.device | str = "cpu") -> Evaluation:
-    """Test a model on a set. Raises `InputError` if the images or classes are not this model's."""
-    image_set.require(model.config["in_shape"], model.config["num_classes"])
+    @property
+    def thing_error(self) -> float:
+        return 100 * self.thing_errors / self.things
+
+
+def evaluate(
+    model: Model | Ensemble, data: ImageSet | PairSet, device: torch.device | str = "cpu", shifts: int = 0
+) -> Evaluation:
+    """Test a model on a set. Raises `InputError` if the images or classes are not this model's.
+
+    With `shifts`, each image is seen shifted by up to so many pixels in each direction, `(2 · shifts + 1)²` times in
+    all, and the answers are averaged. Leaves the model on `device`.
+    """
+    data.require(model.config["in_shape"], model.config["num_classes"])
+    device = pick_device(device)
+    model.to(device).eval()
+    errors = thing_errors = things = 0
+    predictions = []
     started = time.perf_counter()
-    predictions = probabilities(model, image_set.images, device).argmax(dim=1)
-    errors = int((predictions != image_set.labels).sum())
-    return Evaluation(len(image_set), errors, time.perf_counter() - started, predictions)
+    for start in range(0, len(data), BATCH):
+        batch = data.batch(start, start + BATCH)
+        scores = _probabilities(model, batch.images.to(device), shifts).cpu()
+        labels = batch.labels.cpu()
+        missed = missed_things(scores, labels)
+        errors += int(missed.any(dim=1).sum())
+        thing_errors += int(missed.sum())
+        things += missed.numel()
+        predictions.append(scores.topk(missed.shape[1]).indices.reshape(labels.shape))
+    seconds = time.perf_counter() - started
+    return Evaluation(len(data), errors, things, thing_errors, seconds, torch.cat(predictions))
+
+
+def missed_things(
+    scores: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch *present"]
+) -> Bool[Tensor, "batch things"]:
+    """For each of the K things on an image, whether its class is not among the K highest scores."""
+    present = labels.reshape(len(labels), -1)
+    highest = scores.topk(present.shape[1]).indices
+    return (present[:, :, None] != highest[:, None, :]).all(dim=2)
+
+
+def wilson_interval(errors: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The confidence interval of a share, from 0 to 1 (Wilson, *Probable inference*, JASA 22, 1927, uncorrected).
+
+    Unlike the textbook's ± it holds for small shares too, and for none. It says nothing of how much another seed
+    would differ.
+    """
+    if not 0 <= errors <= images or images < 1:
+        raise ValueError(f"{errors} of {images} is no share")
+    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+    share, scale = errors / images, 1 + z * z / images
+    middle = (share + z * z / (2 * images)) / scale
+    reach = z / scale * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
+    # At 0 and 1 the two are equal but for rounding.
+    return max(0.0, middle - reach) if errors else 0.0, min(1.0, middle + reach) if errors < images else 1.0
 
 
 def probabilities(
-    model: Model,
+    model: Model | Ensemble,
     images: UInt8[Tensor, "count channels height width"],
     device: torch.device | str = "cpu",
-    batch_size: int = 500,
+    batch_size: int = BATCH,
+    shifts: int = 0,
 ) -> Float[Tensor, "count classes"]:
     """The probability of each class for each image, computed in batches; on the CPU. Leaves the model on `device`."""
     device = pick_device(device)
     model.to(device).eval()
+    return torch.cat([_probabilities(model, part.to(device), shifts).cpu() for part in images.split(batch_size)])
+
+
+def _probabilities(
+    model: Model | Ensemble, images: UInt8[Tensor, "batch channels height width"], shifts: int
+) -> Float[Tensor, "batch classes"]:
+    reach = range(-shifts, shifts + 1)
     with torch.inference_mode():
-        parts = [model.probabilities(to_float(batch.to(device))).float().cpu() for batch in images.split(batch_size)]
-    return torch.cat(parts)
+        answers = [
+            model.probabilities(to_float(_shifted(images, down, right))).float() for down in reach for right in reach
+        ]
+        return torch.stack(answers).mean(dim=0)
+
+
+def _shifted(
+    images: UInt8[Tensor, "batch channels height width"], down: int, right: int
+) -> UInt8[Tensor, "batch channels height width"]:
+    if not (down or right):
+        return images
+    offsets = torch.tensor([[down, right]], device=images.device).expand(len(images), 2)
+    return shift(images, offsets, max(abs(down), abs(right)))

@@ -59,10 +59,19 @@ def margin_loss(
     return per_class.sum(dim=1).mean()
 
 
+def multi_hot(labels: Int[Tensor, "batch *present"], num_classes: int) -> Float[Tensor, "batch classes"]:
+    """A row for each image, with a one for each of its classes: `labels` is `(B,)`, or `(B, K)` for K classes."""
+    rows = torch.zeros(len(labels), num_classes, device=labels.device)
+    return rows.scatter(1, labels.reshape(len(labels), -1).long(), 1.0)
+
+
 def reconstruction_loss(
-    reconstruction: Float[Tensor, "batch channels height width"], images: Float[Tensor, "batch channels height width"]
+    reconstruction: Float[Tensor, "batch *image"], images: Float[Tensor, "batch *image"]
 ) -> Float[Tensor, ""]:
-    """Squared pixel differences, **summed** over each image and averaged over the batch (paper, section 4.1)."""
+    """Squared pixel differences, **summed** over each image and averaged over the batch (paper, section 4.1).
+
+    Where several things on an image are reconstructed, `(B, K, C, H, W)`, they are summed too.
+    """
     return (reconstruction - images).square().flatten(1).sum(dim=1).mean()
 
 

@@ -5,38 +5,42 @@ import hashlib
 import importlib.util
 import json
 import logging
-import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from capsnet import runs
-from capsnet.callbacks import Checkpoints, Recorder, SafeCheckpointIO, ShowProgress, TrainingInterruptedError
-from capsnet.data.augment import shift
-from capsnet.data.image_set import ImageSet, to_float
-from capsnet.data.pictures import measure_framing
+from capsnet.batches import Batches, mix_seed
+from capsnet.callbacks import (
+    Checkpoints,
+    MovingAverage,
+    Recorder,
+    SafeCheckpointIO,
+    ShowProgress,
+    StopAtError,
+    TrainingInterruptedError,
+)
+from capsnet.data import ImageSet, PairSet
+from capsnet.data.pictures import Framing, measure_framing
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
+from capsnet.evaluation import missed_things
 from capsnet.models import Model, model_name
 from capsnet.recipe import Recipe
-
-EVALUATION_BATCH = 500
 
 
 def fit(
     model: Model,
-    train_set: ImageSet,
+    train_set: ImageSet | PairSet,
     recipe: Recipe | None = None,
     *,
-    held_out: ImageSet | None = None,
+    held_out: ImageSet | PairSet | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     device: str = "auto",
@@ -46,19 +50,23 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Train `model` in place; returns what `metrics.csv` holds, a dictionary for each epoch.
 
-    Order and augmentation follow from the seed, the epoch and the step alone. The same call on the same machine gives
+    Of a `PairSet` each epoch sees new pairs, and each digit is the target of its own reconstruction. Order, pairs and
+    augmentation follow from the seed, the epoch and the step alone. The same call on the same machine gives
     the same weights, bit for bit, also when it was killed and resumed on the way.
 
     With `out`, a run folder is written: config first, checkpoints on the way, weights at the end. `resume` goes on
-    from its last checkpoint, if model, recipe and images are the same. `held_out` is tested after each epoch; errors
-    are in percent. `command` is recorded in the run's config. Raises `InputError` if model, data, recipe and folder do
+    from its last checkpoint, if model, recipe and images are the same. `held_out` is tested after each epoch, and
+    training may stop by it (`recipe.stop_at_error`); errors are in percent. `command` is recorded in the run's config. Raises `InputError` if model, data, recipe and folder do
     not fit, if a file cannot be written, or if the loss is no longer finite; `KeyboardInterrupt` after Ctrl-C, with
     the checkpoint written.
     """
     recipe = recipe or Recipe()
-    for image_set in (train_set, held_out):
-        if image_set:
-            image_set.require(model.config["in_shape"], model.config["num_classes"])
+    held_out = held_out and _cropped(held_out, recipe.crop)
+    for data in (_cropped(train_set.first(1), recipe.crop), held_out):
+        if data:
+            data.require(model.config["in_shape"], model.config["num_classes"])
+    if recipe.stop_at_error and not held_out:
+        raise InputError("to stop at an error, hold training images out (--held-out N): it is measured on them")
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         raise InputError("training wants a float32 model: model.float()")
     if resume and out is None:
@@ -68,7 +76,8 @@ def fit(
     if tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise InputError("TensorBoard is not installed; install it with: pip install 'capsnet[tensorboard]'")
     chosen = pick_device(device)
-    fingerprint = _fingerprint(model, recipe, train_set)
+    decisive = [train_set, held_out] if held_out and recipe.stop_at_error else [train_set]
+    fingerprint = _fingerprint(model, recipe, *decisive)
     if out is None:
         return _train(model, train_set, recipe, held_out, None, fingerprint, chosen, tensorboard, progress)
     folder = Path(out)
@@ -76,7 +85,7 @@ def fit(
         _check_resumable(folder, fingerprint)
     else:
         sections: dict[str, Any] = {"recipe": asdict(recipe), "classes": list(train_set.class_names)}
-        sections |= {"framing": asdict(measure_framing(train_set)), "command": dict(command or {})}
+        sections |= {"framing": asdict(_framing(train_set)), "command": dict(command or {})}
         _start_run(folder, model, fingerprint=fingerprint, **sections)
     with runs.locked(folder):
         rows = _train(model, train_set, recipe, held_out, folder, fingerprint, chosen, tensorboard, progress)
@@ -86,9 +95,9 @@ def fit(
 
 def _train(
     model: Model,
-    train_set: ImageSet,
+    train_set: ImageSet | PairSet,
     recipe: Recipe,
-    held_out: ImageSet | None,
+    held_out: ImageSet | PairSet | None,
     folder: Path | None,
     fingerprint: str,
     device: torch.device,
@@ -100,7 +109,9 @@ def _train(
     checkpoints = Checkpoints(recorder, folder, fingerprint)
     callbacks: list[Callback] = [recorder, checkpoints]
     if recipe.ema_decay:
-        callbacks.insert(0, WeightAveraging(avg_fn=warmed_up_average(recipe.ema_decay)))
+        callbacks.insert(0, MovingAverage(recipe.ema_decay))
+    if recipe.stop_at_error:
+        callbacks.append(StopAtError(recorder, recipe.stop_at_error))
     if progress:
         callbacks.insert(-1, ShowProgress(recorder))
     checkpoint = folder / runs.CHECKPOINT if folder else None
@@ -134,77 +145,8 @@ def _train(
     return recorder.rows
 
 
-class Batches(LightningDataModule):
-    """All images as one tensor on the device; a batch is cut from it by epoch and step.
-
-    Lightning's loaders (`Steps`) only count. So nothing about the order has to be remembered in a checkpoint, and a
-    run resumed in the middle of an epoch sees the batches that it would have seen.
-    """
-
-    def __init__(self, train_set: ImageSet, held_out: ImageSet | None, recipe: Recipe) -> None:
-        super().__init__()
-        self.train_set = train_set
-        self.held_out = held_out
-        self.recipe = recipe
-        self.planned_epoch = -1
-
-    def train_dataloader(self) -> "Steps":
-        return Steps(math.ceil(len(self.train_set) / self.recipe.batch_size))
-
-    def val_dataloader(self) -> "Steps":
-        return Steps(math.ceil(len(self.held_out) / EVALUATION_BATCH) if self.held_out else 0)
-
-    def move_to(self, device: torch.device) -> None:
-        self.train_set = _moved(self.train_set, device)
-        self.held_out = _moved(self.held_out, device) if self.held_out else None
-
-    def train_batch(self, epoch: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (B, C, H, W) from 0 to 1, shifted at random, and their labels (B,)."""
-        if epoch != self.planned_epoch:
-            self._plan(epoch)
-        part = slice(step * self.recipe.batch_size, (step + 1) * self.recipe.batch_size)
-        chosen = self.order[part]
-        images = self.train_set.images[chosen]
-        if self.recipe.max_shift:
-            images = shift(images, self.offsets[part], self.recipe.max_shift)
-        return to_float(images), self.train_set.labels[chosen]
-
-    def held_out_batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        assert self.held_out is not None
-        part = slice(step * EVALUATION_BATCH, (step + 1) * EVALUATION_BATCH)
-        return to_float(self.held_out.images[part]), self.held_out.labels[part]
-
-    def _plan(self, epoch: int) -> None:
-        """Order and shifts of a whole epoch, made on the CPU so that every device sees the same, and moved once."""
-        device = self.train_set.images.device
-        generator = torch.Generator().manual_seed(mix_seed(self.recipe.seed, epoch))
-        reach, count = self.recipe.max_shift, len(self.train_set)
-        self.order = torch.randperm(count, generator=generator).to(device)
-        self.offsets = torch.randint(-reach, reach + 1, (count, 2), generator=generator).to(device)
-        self.planned_epoch = epoch
-
-
-class Steps:
-    """What Lightning takes for a data loader: the numbers of an epoch's steps. Resumable, as it has no state."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.count))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        pass
-
-
 class TrainingModule(LightningModule):
-    """A model, its loss, Adam, and an exponentially falling learning rate."""
+    """A model, its loss, Adam, and the recipe's learning rate."""
 
     def __init__(self, model: Model, recipe: Recipe) -> None:
         super().__init__()
@@ -226,60 +168,57 @@ class TrainingModule(LightningModule):
         torch.manual_seed(mix_seed(self.recipe.seed, self.current_epoch, batch_idx))
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, torch.Tensor]:
-        images, labels = self.batches.train_batch(self.current_epoch, batch_idx)
-        loss = self.model.loss(images, labels)
+        images, labels, targets = self.batches.train_batch(self.current_epoch, batch_idx)
+        loss = self.model.loss(images, labels, targets)
         sums = {"loss_mean": loss.total, **{f"{name}_loss": part for name, part in loss.parts.items()}}
         sums = {name: value.detach().float() * len(images) for name, value in sums.items()}
         return {"loss": loss.total, **sums, **_count_errors(loss.scores, labels)}
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, torch.Tensor]:
-        images, labels = self.batches.held_out_batch(batch_idx)
+        images, labels, _ = self.batches.held_out_batch(batch_idx)
         counts = _count_errors(self.model.probabilities(images), labels)
         return {f"held_out_{name}": count for name, count in counts.items()}
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.recipe.learning_rate, fused=True)
-        steps = max(1, int(self.trainer.estimated_stepping_batches) - 1)
-        fall = (self.recipe.final_learning_rate / self.recipe.learning_rate) ** (1 / steps)
-        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, fall)
+        # The scheduler multiplies the rate given here, which must therefore be 1.
+        weights = [parameter for parameter in self.parameters() if parameter.ndim > 1]
+        biases = [parameter for parameter in self.parameters() if parameter.ndim <= 1]
+        groups = [{"params": weights, "weight_decay": self.recipe.weight_decay}, {"params": biases, "weight_decay": 0}]
+        optimizer = torch.optim.AdamW(groups, lr=1.0, fused=True)
+        steps = len(self.batches.train_dataloader())
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.recipe.rate(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def warmed_up_average(decay: float) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor | int], torch.Tensor]:
-    """An exponential moving average that forgets faster at first: after n updates it keeps at most (1 + n) / (10 + n).
-
-    With a fixed decay of 0.999, two thirds of the initial weights, which know nothing, would still be in the average
-    after an epoch of MNIST.
-    """
-
-    def average(averaged: torch.Tensor, current: torch.Tensor, updates: torch.Tensor | int) -> torch.Tensor:
-        count = torch.as_tensor(updates, dtype=averaged.dtype, device=averaged.device)
-        keep = ((1 + count) / (10 + count)).clamp(max=decay)
-        return torch.lerp(current, averaged, keep)
-
-    return average
-
-
-def mix_seed(*parts: int) -> int:
-    """One seed from several numbers, such that neighbouring ones give unrelated streams."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
-
-
 def _count_errors(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    errors = (scores.detach().argmax(dim=1) != labels).sum().double()
+    errors = missed_things(scores.detach(), labels).any(dim=1).sum().double()
     return {"errors": errors, "images": torch.full_like(errors, len(labels))}
 
 
-def _moved(image_set: ImageSet, device: torch.device) -> ImageSet:
-    return ImageSet(image_set.images.to(device), image_set.labels.to(device), image_set.class_names)
-
-
-def _fingerprint(model: Model, recipe: Recipe, train_set: ImageSet) -> str:
-    """Tells runs apart whose checkpoints must not be mixed: model, recipe, and every training image and label."""
+def _fingerprint(model: Model, recipe: Recipe, *sets: ImageSet | PairSet) -> str:
+    """Tells runs apart whose checkpoints must not be mixed: model, recipe, and every image and label that decides."""
     digest = hashlib.sha256(json.dumps([model_name(model), model.config, asdict(recipe)]).encode())
-    for tensor in (train_set.images, train_set.labels):
-        digest.update(tensor.cpu().contiguous().numpy().data)
+    for data in sets:
+        if isinstance(data, PairSet):
+            digest.update(json.dumps([data.count, data.seed, data.max_shift]).encode())
+            data = data.digits
+        for tensor in (data.images, data.labels):
+            digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def _framing(train_set: ImageSet | PairSet) -> Framing:
+    if isinstance(train_set, PairSet):
+        pairs = train_set.batch(0, 1000)
+        train_set = ImageSet(pairs.images, pairs.labels[:, 0], train_set.class_names)
+    return measure_framing(train_set)
+
+
+def _cropped(data: ImageSet | PairSet, size: int) -> ImageSet | PairSet:
+    """What a model sees that is trained on squares of `size` pixels a side; 0 for whole images."""
+    if size and isinstance(data, PairSet):
+        raise InputError("pairs are not cropped: a digit might fall outside; leave --crop out")
+    return data.centre(size) if size and isinstance(data, ImageSet) else data
 
 
 def _start_run(folder: Path, model: Model, **sections: Any) -> None:

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 import tyro
 
 from capsnet import runs
-from capsnet.data import open_dataset
+from capsnet.data import AVAILABLE, ImageSet, PairSet, open_dataset
 from capsnet.devices import pick_device
+from capsnet.errors import InputError
 from capsnet.evaluation import evaluate
 
 
@@ -19,17 +20,22 @@ class Evaluate:
 
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
-    data: str = "mnist"
-    """Data set: mnist."""
+    data: Annotated[str, tyro.conf.arg(help=f"Data set: {AVAILABLE}.")] = "mnist"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
+    shifts: int = 0
+    """Average the answers over all shifts of the test images by up to so many pixels in each direction."""
     json: bool = False
     """Print one JSON object."""
 
     def run(self) -> None:
         model = runs.load(self.run_folder)
-        outcome = evaluate(model, open_dataset(self.data, "test"), pick_device(self.device))
+        if self.shifts < 0:
+            raise InputError(f"--shifts must not be negative, but it is {self.shifts}")
+        outcome = evaluate(model, self._test_set(), pick_device(self.device), self.shifts)
         speed = outcome.images / outcome.seconds
+        low, high = outcome.interval
+        paired = outcome.things > outcome.images
         if self.json:
             answer = {
                 "run": str(self.run_folder),
@@ -37,9 +43,21 @@ class Evaluate:
                 "images": outcome.images,
                 "errors": outcome.errors,
                 "error": round(outcome.error, 4),
+                "interval": [round(low, 4), round(high, 4)],
+                **({"digit_error": round(outcome.thing_error, 4)} if paired else {}),
+                **({"shifts": self.shifts} if self.shifts else {}),
                 "seconds": round(outcome.seconds, 2),
                 "images_per_second": round(speed, 1),
             }
             print(json.dumps(answer))
         else:
-            print(f"test error {outcome.error:.2f} % ({outcome.errors:,} of {outcome.images:,}), {speed:,.0f} images/s")
+            found = f"{outcome.errors:,} of {outcome.images:,}; 95 % interval {low:.2f} to {high:.2f} %"
+            digits = f", by digit {outcome.thing_error:.2f} %" if paired else ""
+            print(f"test error {outcome.error:.2f} % ({found}){digits}, {speed:,.0f} images/s")
+
+    def _test_set(self) -> ImageSet | PairSet:
+        """What the run was trained on squares of is tested on their middle."""
+        test_set = open_dataset(self.data, "test")
+        recipe = runs.read_config(self.run_folder).get("recipe")
+        crop = recipe.get("crop", 0) if isinstance(recipe, dict) else 0
+        return test_set.centre(crop) if crop and isinstance(test_set, ImageSet) else test_set

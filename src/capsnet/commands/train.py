@@ -13,7 +13,7 @@ import torch
 import tyro
 
 from capsnet import runs
-from capsnet.data import ImageSet, open_dataset
+from capsnet.data import AVAILABLE, ImageSet, PairSet, open_dataset
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation, evaluate
@@ -27,16 +27,17 @@ PICTURE = "reconstructions.png"
 class Train:
     """Train a model, test it once at the end, and keep everything in a run folder."""
 
-    data: str = "mnist"
-    """Data set: mnist."""
-    model: Literal["capsnet", "cnn"] = "capsnet"
-    """CapsNet, or the CNN that the paper compares it with."""
+    data: Annotated[str, tyro.conf.arg(help=f"Data set: {AVAILABLE}.")] = "mnist"
+    model: Literal["capsnet", "cnn", "pooling-cnn"] = "capsnet"
+    """CapsNet, or one of the CNNs that the paper compares it with: for MNIST, or with max-pooling for MultiMNIST."""
     iterations: int = 3
     """Routing iterations."""
     decoder: bool = True
     """Reconstruct the image from the capsule, as a regulariser."""
     leaky: bool = False
     """Leaky routing: one more softmax column for "none of the above"."""
+    based_on: Annotated[Literal["everyday", "paper", "best"], tyro.conf.arg(name="recipe")] = "everyday"
+    """Where the flags below say nothing: a quick recipe's settings, the paper's, or the best that were found."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
     limit: int | None = None
     """Train on the first so many images only, for a quick look."""
@@ -54,13 +55,14 @@ class Train:
     def run(self) -> None:
         from capsnet.training import fit
 
-        folder = self.out or _free_folder(f"{self.data}-{self.model}")
+        folder = self.out or _free_folder(f"{Path(self.data.replace(':', '/')).name}-{self.model}")
         train_set, held_out = self._training_data()
+        test_set = self._test_data(train_set)  # now, not after hours of training for which there is no test
         device = str(pick_device(self.device))
         torch.manual_seed(self.recipe.seed)
-        model = self._build(train_set)
+        model = self._build(test_set)
         if self.resume and (folder / runs.WEIGHTS).exists():
-            self._report_again(folder, device)
+            self._report_again(folder, test_set, device)
             return
         started = time.perf_counter()
         try:
@@ -75,47 +77,56 @@ class Train:
                 tensorboard=self.tensorboard,
                 command=as_json(self),
             )
+            self._test(folder, model, test_set, rows, time.perf_counter() - started, device)
         except KeyboardInterrupt as stop:
             again = f"{_program()} train --resume --out {folder}"
             raise KeyboardInterrupt(f"{str(stop) or 'interrupted'}; go on with: {again}") from None
-        self._test(folder, model, rows, time.perf_counter() - started, device)
 
-    def _report_again(self, folder: Path, device: str) -> None:
+    def _report_again(self, folder: Path, test_set: ImageSet | PairSet, device: str) -> None:
         """For a run that was stopped between its last step and its report."""
         if (folder / runs.REPORT).exists():
             raise InputError(f"the run {folder} is complete; there is nothing to resume")
         rows = runs.read_metrics(folder)
-        self._test(folder, runs.load(folder), rows, sum(row["seconds"] for row in rows), device)
+        self._test(folder, runs.load(folder), test_set, rows, sum(row["seconds"] for row in rows), device)
 
-    def _test(self, folder: Path, model: Model, rows: list[dict[str, Any]], seconds: float, device: str) -> None:
-        test_set = open_dataset(self.data, "test")
-        print(f"testing on {len(test_set):,} images …", file=sys.stderr)
-        outcome = evaluate(model, test_set, device)
-        self._report(folder, model, rows, outcome, seconds, device)
-
-    def _training_data(self) -> tuple[ImageSet, ImageSet | None]:
+    def _training_data(self) -> tuple[ImageSet | PairSet, ImageSet | PairSet | None]:
         train_set = open_dataset(self.data, "train")
         if self.limit is not None:
             if self.limit < 1:
                 raise InputError(f"--limit must be at least 1, not {self.limit}")
-            train_set = train_set.select(slice(self.limit))
+            train_set = train_set.first(self.limit)
         return train_set.hold_out(self.held_out) if self.held_out else (train_set, None)
 
-    def _build(self, train_set: ImageSet) -> Model:
-        config: dict[str, Any] = {"in_shape": train_set.image_shape, "num_classes": train_set.num_classes}
+    def _test_data(self, train_set: ImageSet | PairSet) -> ImageSet | PairSet:
+        test_set = open_dataset(self.data, "test")
+        test_set.require(train_set.image_shape, train_set.num_classes)
+        return test_set.centre(self.recipe.crop) if self.recipe.crop and isinstance(test_set, ImageSet) else test_set
+
+    def _build(self, test_set: ImageSet | PairSet) -> Model:
+        config: dict[str, Any] = {"in_shape": test_set.image_shape, "num_classes": test_set.num_classes}
         if self.model == "capsnet":
             config |= {"iterations": self.iterations, "decoder": self.decoder, "leaky": self.leaky}
         return build_model(self.model, config)
 
-    def _report(
-        self, folder: Path, model: Model, rows: list[dict[str, Any]], outcome: Evaluation, seconds: float, device: str
+    def _test(
+        self,
+        folder: Path,
+        model: Model,
+        test_set: ImageSet | PairSet,
+        rows: list[dict[str, Any]],
+        seconds: float,
+        device: str,
     ) -> None:
+        """Test, report, draw and print."""
+        print(f"testing on {len(test_set):,} images …", file=sys.stderr)
+        outcome = evaluate(model, test_set, device)
         trained = sum(row["seconds"] for row in rows)
         speed = round(sum(row["images_per_second"] * row["seconds"] for row in rows) / trained, 1)
         report = {
             "test_error": round(outcome.error, 4),
             "test_errors": outcome.errors,
             "test_images": outcome.images,
+            **({"test_digit_error": round(outcome.thing_error, 4)} if outcome.things > outcome.images else {}),
             "epochs": len(rows),
             "training_seconds": round(trained, 1),
             "training_images_per_second": speed,
@@ -130,8 +141,12 @@ class Train:
             ("seconds", f"{seconds:,.0f} to train, {outcome.seconds:,.0f} to test"),
             ("run folder", str(folder)),
         ]
-        if isinstance(model, CapsNet) and model.decoder is not None:
-            _draw(model, open_dataset(self.data, "test"), outcome, folder / PICTURE)
+        if outcome.things > outcome.images:
+            lines.insert(
+                1, ("by digit", f"{outcome.thing_error:.2f} %   ({outcome.thing_errors:,} of {outcome.things:,})")
+            )
+        if isinstance(model, CapsNet) and model.decoder is not None and isinstance(test_set, ImageSet):
+            _draw(model, test_set, outcome, folder / PICTURE)
             lines.append(("picture", str(folder / PICTURE)))
         count = sum(parameter.numel() for parameter in model.parameters())
         epochs = f"{len(rows)} epoch{'s' if len(rows) > 1 else ''}"

@@ -54,13 +54,28 @@ class ImageSet:
 
     def require(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
         """Raises `InputError` unless a model for such images and so many classes fits this set."""
-        if tuple(image_shape) != self.image_shape:
-            raise InputError(
-                f"the model takes images of (channels, height, width) {tuple(image_shape)}, "
-                f"but those of this set are {self.image_shape}"
-            )
-        if num_classes != self.num_classes:
-            raise InputError(f"the model has {num_classes} classes, but this set has {self.num_classes}")
+        check_fit(image_shape, num_classes, self.image_shape, self.num_classes)
+
+    def to(self, device: torch.device | str) -> "ImageSet":
+        """The same images and labels on `device`."""
+        return ImageSet(self.images.to(device), self.labels.to(device), self.class_names)
+
+    def batch(self, start: int, stop: int) -> "ImageSet":
+        """The images `start` to `stop`, or to the end, if that comes first."""
+        return self.select(slice(start, stop))
+
+    def first(self, count: int) -> "ImageSet":
+        """The first images only, for a quick look."""
+        return self.select(slice(count))
+
+    def centre(self, size: int) -> "ImageSet":
+        """The square of `size` pixels a side in the middle of each image. Raises `InputError` if it is larger."""
+        _, height, width = self.image_shape
+        if not 0 < size <= min(height, width):
+            raise InputError(f"cannot cut {size}×{size} pixels out of images of {height}×{width}")
+        top, left = (height - size) // 2, (width - size) // 2
+        square = self.images[:, :, top : top + size, left : left + size].contiguous()
+        return ImageSet(square, self.labels, self.class_names)
 
     def select(self, indices: Tensor | slice) -> "ImageSet":
         """The images at these positions, in this order."""
@@ -72,6 +87,19 @@ class ImageSet:
             raise InputError(f"cannot hold out {count} of {len(self)} images; at least one must be on either side")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.select(order[count:].sort().values), self.select(order[:count].sort().values)
+
+
+def check_fit(
+    model_shape: tuple[int, int, int], model_classes: int, image_shape: tuple[int, int, int], num_classes: int
+) -> None:
+    """Raises `InputError` unless a model for the first two fits images of the last two."""
+    if tuple(model_shape) != image_shape:
+        raise InputError(
+            f"the model takes images of (channels, height, width) {tuple(model_shape)}, "
+            f"but those of this set are {image_shape}"
+        )
+    if model_classes != num_classes:
+        raise InputError(f"the model has {model_classes} classes, but this set has {num_classes}")
 
 
 def to_float(images: UInt8[Tensor, "..."]) -> Tensor:

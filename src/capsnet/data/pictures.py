@@ -1,5 +1,6 @@
 """A picture file as a user has it, made into what a model was trained on."""
 
+import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ def read_picture(
     """
     framing = framing or Framing()
     channels, height, width = shape
-    picture = _decode(Path(path), "L" if channels == 1 else "RGB")
+    picture = decode_picture(Path(path), str(path), "L" if channels == 1 else "RGB")
     if channels not in (1, 3):
         raise InputError(f"pictures have 1 or 3 channels, but this model takes {channels}")
     pixels = np.asarray(picture, dtype=np.float32).reshape(picture.height, picture.width, channels)
@@ -77,12 +78,16 @@ def read_picture(
     return torch.from_numpy(pixels.round().clip(0, 255).astype(np.uint8)).permute(2, 0, 1).contiguous()
 
 
-def _decode(path: Path, mode: str) -> Image.Image:
+def decode_picture(source: Path | io.BytesIO, name: str, mode: str | None = None) -> Image.Image:
+    """A picture, upright and on paper, in `mode` ("L" or "RGB"; by default "L" if it is grey).
+
+    Raises `InputError`, calling it by `name`, if it is missing, no picture, damaged or larger than `MAX_PIXELS`.
+    """
     try:
-        with warnings.catch_warnings(), Image.open(path) as picture:
+        with warnings.catch_warnings(), Image.open(source) as picture:
             warnings.simplefilter("ignore")  # Pillow warns of what we refuse below, or read all the same
             if picture.width * picture.height > MAX_PIXELS:
-                raise InputError(f"{path} has {picture.width}×{picture.height} pixels; the limit is {MAX_PIXELS:,}")
+                raise InputError(f"{name} has {picture.width}×{picture.height} pixels; the limit is {MAX_PIXELS:,}")
             picture.load()
             upright = ImageOps.exif_transpose(picture)
             if upright.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would cut, not scale
@@ -92,19 +97,19 @@ def _decode(path: Path, mode: str) -> Image.Image:
                 upright = Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).astype(np.uint8))
             if upright.has_transparency_data:
                 upright = _on_paper(upright.convert("RGBA"))
-            return upright.convert(mode)
+            return upright.convert(mode or ("L" if upright.mode in ("1", "L") else "RGB"))
     except FileNotFoundError:
-        raise InputError(f"there is no picture {path}") from None
+        raise InputError(f"there is no picture {name}") from None
     except IsADirectoryError:
-        raise InputError(f"{path} is a folder, not a picture") from None
+        raise InputError(f"{name} is a folder, not a picture") from None
     except UnidentifiedImageError:
-        raise InputError(f"{path} is not a picture that can be read (PNG, JPEG, … are)") from None
+        raise InputError(f"{name} is not a picture that can be read (PNG, JPEG, … are)") from None
     except Image.DecompressionBombError:
-        raise InputError(f"{path} has too many pixels; the limit is {MAX_PIXELS:,}") from None
+        raise InputError(f"{name} has too many pixels; the limit is {MAX_PIXELS:,}") from None
     except InputError:
         raise
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on damaged files
-        raise InputError(f"{path} is damaged or cannot be read: {error}") from None
+        raise InputError(f"{name} is damaged or cannot be read: {error}") from None
 
 
 def _on_paper(picture: Image.Image) -> Image.Image:

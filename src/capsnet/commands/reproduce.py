@@ -1,0 +1,76 @@
+"""`capsnet reproduce`"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from capsnet.devices import pick_device
+from capsnet.errors import InputError
+from capsnet.experiments.records import is_current, read_records
+from capsnet.experiments.rows import Row, find_rows
+from capsnet.experiments.table import format_table, make_table
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Make the runs behind the paper's tables that are still missing, and print the tables beside the paper's."""
+
+    rows: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ROW")] = ()
+    """Rows of the tables; all, if none is named."""
+    seeds: int | None = None
+    """Runs of each row, with the seeds 0, 1, …; by default as many as the row wants, mostly three."""
+    epochs: int | None = None
+    """Train for so many epochs instead of the row's own; such runs get a line of their own."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    out: Path = Path("results")
+    """Where the records are kept: OUT/runs/*.json."""
+    full: bool = False
+    """Test pairs of digits on ten million of them, as the paper does, instead of the first 100,000."""
+    smallnorb: Path | None = None
+    """The folder with the published files of smallNORB."""
+    table: bool = False
+    """Print the table of what was run before, and run nothing."""
+    json: bool = False
+    """Print the table as JSON: a list of {row, data, model, runs, epochs, mean, std, paper}, errors in percent."""
+
+    def run(self) -> None:
+        rows = find_rows(self.rows)
+        if any(number is not None and number < 1 for number in (self.seeds, self.epochs)):
+            raise InputError("seeds and epochs must be at least 1")
+        read_records(self.out)  # a damaged one is told now, not after hours of training
+        if not self.table:
+            self._make_runs(rows)
+        records = read_records(self.out)
+        for record in records:
+            if record["row"] in {row.name for row in rows} and not is_current(record):
+                run = f"{record['row']} with seed {record['seed']}, {record['epochs']} epochs"
+                print(f"not counted, as the row was defined otherwise then: {run}", file=sys.stderr)
+        lines = make_table(rows, records)
+        print(json.dumps([line.as_json() for line in lines]) if self.json else format_table(lines))
+
+    def _make_runs(self, rows: list[Row]) -> None:
+        from capsnet.experiments.reproduce import Settings, reproduce  # Lightning, which the table does not need
+
+        typed = " ".join(["capsnet", *sys.argv[1:]])
+        settings = Settings(
+            results=self.out,
+            device=pick_device(self.device),
+            full=self.full,
+            smallnorb=self.smallnorb,
+            command=typed,
+        )
+        for row in rows:
+            try:
+                for seed in range(self.seeds or row.seeds):
+                    reproduce(row, seed, self.epochs or row.recipe.epochs, settings)
+            except InputError as error:
+                if self.rows or not row.needs:
+                    raise
+                print(f"{row.name} left out: {error}", file=sys.stderr)
+            except KeyboardInterrupt as stop:
+                raise KeyboardInterrupt(f"{str(stop) or 'interrupted'}; go on with: {typed}") from None

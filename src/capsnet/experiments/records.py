@@ -1,0 +1,84 @@
+"""What is kept of a run: one JSON file, with all that is needed to judge it and to do it again."""
+
+import math
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from capsnet import runs
+from capsnet.errors import InputError
+from capsnet.experiments.rows import ROWS, Row
+from capsnet.recipe import Recipe
+
+FOLDER = "runs"
+CHECKOUT = Path(__file__).parents[3]
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "row": str,
+    "seed": int,
+    "epochs": int,
+    "definition": dict,
+    "recipe": dict,
+    "final": dict,
+    "curve": list,
+}
+"""What the tables read; the rest of a record is for people."""
+PERCENTAGES = ("error", "thing_error", "clean_error")
+
+
+def record_path(results: Path, row: Row, seed: int, epochs: int) -> Path:
+    return results / FOLDER / f"{row.name}-{epochs}-epochs-seed-{seed}.json"
+
+
+def read_records(results: Path) -> list[dict[str, Any]]:
+    """All records in a folder of results, in order of their names. Raises `InputError` if one is damaged."""
+    return [read_record(path) for path in sorted((results / FOLDER).glob("*.json"))]
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    record = runs.read_json(path)
+    wrong = [name for name, kind in FIELDS.items() if not _is(record.get(name), kind)]
+    if not wrong:
+        percentages = {name: value for name, value in record["final"].items() if name in PERCENTAGES}
+        wrong = [f"final.{name}" for name, value in percentages.items() if not _is_percentage(value)]
+        wrong += [] if "error" in percentages else ["final.error"]
+        wrong += [] if _is(record["final"].get("epochs_trained", 0), int) else ["final.epochs_trained"]
+    if wrong:
+        raise InputError(f"{path} is damaged (see {', '.join(wrong)}); remove it, and the run is made again")
+    return record
+
+
+def is_current(record: dict[str, Any]) -> bool:
+    """Whether the record's row still means what it meant when the run was made."""
+    row = ROWS.get(record["row"])
+    if row is None or record["definition"] != row.definition():
+        return False
+    try:
+        made = Recipe(**record["recipe"])
+    except (TypeError, InputError):
+        return False
+    return made == row.run_recipe(record["seed"], record["epochs"])
+
+
+def current_commit(root: Path = CHECKOUT) -> str | None:
+    """The commit of the code that runs, marked if the tree was changed; None if it is no checkout.
+
+    What is under results/ does not count: the runs write it themselves.
+    """
+    if not (root / ".git").exists():
+        return None
+    try:
+        head, changed = (
+            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", ".", ":(exclude)results"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{head} (dirty)" if changed else head
+
+
+def _is_percentage(value: Any) -> bool:
+    return _is(value, (int, float)) and math.isfinite(value) and 0 <= value <= 100
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

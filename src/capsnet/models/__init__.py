@@ -1,0 +1,67 @@
+"""The networks, one architecture a file. A model knows its config, its loss and its answer; it can be rebuilt."""
+
+from typing import Any
+
+from capsnet.errors import InputError
+from capsnet.models.base import Images, Labels, Loss, Targets
+from capsnet.models.baseline import BaselineCNN
+from capsnet.models.capsnet import CapsNet, CapsuleOutput
+from capsnet.models.ensemble import Ensemble
+from capsnet.models.pooling import PoolingCNN
+
+Model = CapsNet | BaselineCNN | PoolingCNN
+MODELS: dict[str, type[Model]] = {"capsnet": CapsNet, "cnn": BaselineCNN, "pooling-cnn": PoolingCNN}
+"""The names by which the command line and a run's config know the models."""
+
+PAPER_SIZES: dict[str, dict[str, Any]] = {
+    "mnist": {"in_shape": (1, 28, 28), "num_classes": 10},
+    "multimnist": {"in_shape": (1, 36, 36), "num_classes": 10},
+    "affnist": {"in_shape": (1, 40, 40), "num_classes": 10},
+    "cifar10": {"in_shape": (3, 24, 24), "num_classes": 10, "primary_types": 64, "leaky": True},
+    "smallnorb": {"in_shape": (2, 32, 32), "num_classes": 5},
+    "svhn": {
+        **{"in_shape": (3, 32, 32), "num_classes": 10, "conv_channels": 64},
+        **{"primary_types": 16, "primary_dim": 6, "capsule_dim": 8},
+    },
+}
+"""The sizes of the paper's CapsNet for each of its data sets (sections 4 to 7): `CapsNet(**PAPER_SIZES["svhn"])`."""
+
+
+def model_name(model: Model) -> str:
+    """The name under which `MODELS` lists the class of this model."""
+    for name, kind in MODELS.items():
+        if type(model) is kind:
+            return name
+    raise InputError(f"cannot save or train a {type(model).__name__}; a run folder holds: {', '.join(MODELS)}")
+
+
+def build_model(name: str, config: dict[str, Any]) -> Model:
+    """A fresh model from its name and config, as `model.config` or a JSON file holds it.
+
+    Raises `InputError` if either does not fit.
+    """
+    if name not in MODELS:
+        raise InputError(f"unknown model {name!r}; there are: {', '.join(MODELS)}")
+    try:
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+        return MODELS[name](**arguments)
+    except (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
+        raise InputError(f"the config does not fit model {name!r}: {str(error).splitlines()[0]}") from None
+
+
+__all__ = [
+    "MODELS",
+    "PAPER_SIZES",
+    "BaselineCNN",
+    "CapsNet",
+    "CapsuleOutput",
+    "Ensemble",
+    "Images",
+    "Labels",
+    "Loss",
+    "Model",
+    "PoolingCNN",
+    "Targets",
+    "build_model",
+    "model_name",
+]

@@ -1,0 +1,36 @@
+"""What all models share: how images and labels come in, how a loss goes out."""
+
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from capsnet.errors import InputError
+
+Images = Float[Tensor, "batch channels height width"]
+Labels = Int[Tensor, "batch *present"]
+"""The class of each image `(B,)`, or the classes of the several things on it `(B, K)`, all different."""
+Targets = Float[Tensor, "batch present channels height width"]
+"""What each thing on an image looks like alone; a decoder is trained against it."""
+
+
+class Loss(NamedTuple):
+    """What training minimises, the parts worth logging by name, and the scores that came out on the way."""
+
+    total: Float[Tensor, ""]
+    parts: dict[str, Tensor]
+    scores: Float[Tensor, "batch classes"]
+
+
+def checked_shape(in_shape: tuple[int, int, int], num_classes: int) -> tuple[int, int, int]:
+    """(channels, height, width). Raises `InputError` if they, or the classes, are none."""
+    if len(in_shape) != 3:
+        raise InputError(f"in_shape is (channels, height, width), not {in_shape}")
+    check_sizes(num_classes, *in_shape)
+    return in_shape
+
+
+def check_sizes(*sizes: int) -> None:
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InputError(f"sizes of a model are whole numbers from 1, not {size!r}")

@@ -1,0 +1,415 @@
+"""The paper's tables: rows, runs, records and the arithmetic between them; on tiny networks and sets."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from readme_table import with_table
+
+import capsnet
+from capsnet import cli, data, runs
+from capsnet.batches import Batches
+from capsnet.data import PairSet, multimnist
+from capsnet.experiments import records, reproduce, rows
+from capsnet.experiments.records import read_records
+from capsnet.experiments.reproduce import Settings
+from capsnet.experiments.rows import ROWS, Row
+from capsnet.experiments.table import format_table, make_table
+from capsnet.models import build_model
+
+ROOT = Path(__file__).parents[1]
+SIZES = {"in_shape": (1, 28, 28), "num_classes": 10, "conv_channels": 8, "primary_types": 2, "decoder_hidden": (16, 32)}
+QUICK = capsnet.Recipe(epochs=2, batch_size=32)
+TINY = Row("tiny", "some-digits", "a tiny CapsNet", "capsnet", SIZES, QUICK, paper=1.5, paper_std=0.25)
+PAIRS = Row(
+    *("tiny-pairs", "some-pairs", "a tiny CapsNet", "capsnet", {**SIZES, "in_shape": (1, 36, 36)}, QUICK),
+    paper=5.0,
+)
+TWO_SETS = Row(
+    *("two-sets", "some-digits", "stopped early", "capsnet", SIZES, capsnet.Recipe(epochs=3, stop_at_error=99.0)),
+    **{"paper": 20.0, "test": "other-digits", "held_out": 20},
+)
+SEVEN = Row("seven", "some-digits", "two, really", "capsnet", SIZES, QUICK, paper=10.6, members=2, shifts=1)
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Rows that take a second, in a folder of their own."""
+    mnist = capsnet.open_dataset("mnist", "test")
+    parts = {"train": mnist.select(slice(96)), "test": mnist.select(slice(96, 200))}
+    monkeypatch.setitem(data.DATASETS, "some-digits", lambda split: parts[split])
+    monkeypatch.setitem(data.DATASETS, "other-digits", lambda split: mnist.select(slice(200, 250)))
+    monkeypatch.setitem(data.DATASETS, "some-pairs", lambda split: PairSet(parts[split], 60))
+    for row in (TINY, PAIRS, TWO_SETS, SEVEN):
+        monkeypatch.setitem(rows.ROWS, row.name, row)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(capsys, *arguments):
+    status = cli.main(["reproduce", *map(str, arguments), "--device", "cpu"])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def record_of(folder, name):
+    return json.loads((folder / "results" / "runs" / f"{name}.json").read_text())
+
+
+def test_the_papers_tables_are_all_there():
+    papers = {name: (row.paper, row.paper_std) for name, row in ROWS.items()}
+    assert papers["mnist-cnn"] == (0.39, None)
+    assert papers["mnist-r1"] == (0.34, 0.032)
+    assert papers["mnist-r1-rec"] == (0.29, 0.011)
+    assert papers["mnist-r3"] == (0.35, 0.036)
+    assert papers["mnist-r3-rec"] == (0.25, 0.005)
+    assert [papers[f"multimnist-{name}"][0] for name in ("cnn", "r1-rec", "r3-rec")] == [8.1, 7.5, 5.2]
+    assert [papers[name][0] for name in ("affnist-cnn", "affnist-r3-rec")] == [34, 21]  # accuracies of 66 and 79 %
+    assert [papers[name][0] for name in ("cifar10", "smallnorb", "svhn")] == [10.6, 2.7, 4.3]
+    assert ROWS["cifar10"].members == 7
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_is_what_it_says(name):
+    row = ROWS[name]
+    with torch.device("meta"):
+        model = build_model(row.model, row.config)
+    if row.model == "capsnet":
+        assert f"r={model.config['iterations']}" in row.about
+        assert model.config["decoder"] != ("no reconstruction" in row.about)
+        assert model.config["leaky"] == ("leaky" in row.about)
+    else:
+        assert "CNN" in row.about
+    assert ("best" in name) == (replace(row.recipe, max_shift=2) == rows.BEST)
+    assert row.data != "multimnist" or row.recipe.max_shift == 0  # the set shifts its digits itself
+    json.dumps(row.definition())
+
+
+def test_a_run_leaves_a_record_with_all_that_is_needed_to_judge_it(tiny, capsys):
+    status, out, err = command(capsys, "tiny", "--seeds", 2)
+    assert status == 0
+    record = record_of(tiny, "tiny-2-epochs-seed-1")
+    assert (record["row"], record["seed"], record["epochs"]) == ("tiny", 1, 2)
+    assert [point["epoch"] for point in record["curve"]] == [1, 2]
+    assert record["curve"][0]["loss_mean"] > record["curve"][1]["loss_mean"]
+    model = capsnet.load("runs/reproduce/tiny-2-epochs-seed-1")
+    assert record["final"]["error"] == pytest.approx(
+        capsnet.evaluate(model, capsnet.open_dataset("some-digits", "test")).error, abs=1e-4
+    )
+    assert record["final"]["images"] == 104
+    low, high = record["final"]["interval"]
+    assert low < record["final"]["error"] < high
+    assert record["environment"]["torch"] == torch.__version__
+    assert record["seconds"]["training"] > 0
+    assert record["command"].startswith("capsnet ")
+    assert record["commit"] == records.current_commit()
+    assert record["recipe"]["seed"] == 1
+    errors = [record_of(tiny, f"tiny-2-epochs-seed-{seed}")["final"]["error"] for seed in (0, 1)]
+    assert errors[0] != errors[1] or record_of(tiny, "tiny-2-epochs-seed-0")["curve"] != record["curve"]
+    assert f"{sum(errors) / 2:.3f} ± " in out
+    assert "| 1.500 ± 0.250 |" in out
+    assert "epoch 2/2" in err
+
+
+def test_what_was_run_is_not_run_again_and_what_is_missing_is(tiny, capsys, monkeypatch):
+    command(capsys, "tiny", "--seeds", 1)
+    before = (tiny / "results" / "runs" / "tiny-2-epochs-seed-0.json").read_bytes()
+    tested = []
+    evaluate = reproduce.evaluate
+    monkeypatch.setattr(reproduce, "evaluate", lambda *a, **k: tested.append(1) or evaluate(*a, **k))
+    assert command(capsys, "tiny", "--seeds", 2)[0] == 0
+    assert (tiny / "results" / "runs" / "tiny-2-epochs-seed-0.json").read_bytes() == before
+    assert len(tested) == 1  # the test set is used once a run
+
+
+class PullThePlug(BaseException):
+    pass
+
+
+def timeless(record):
+    curve = [{k: v for k, v in point.items() if "second" not in k} for point in record["curve"]]
+    return {**{k: record[k] for k in ("row", "seed", "epochs", "final", "recipe", "definition")}, "curve": curve}
+
+
+@pytest.mark.parametrize("moment", ["in training", "before the test"])
+def test_an_interrupted_run_goes_on_to_the_same_result(tiny, capsys, monkeypatch, moment):
+    command(capsys, "tiny", "--seeds", 1, "--out", "whole")
+    Path("runs").rename("runs-of-whole")
+    with monkeypatch.context() as patch:
+        if moment == "in training":
+            batch = Batches.train_batch
+
+            def stop(self, epoch, step):
+                if (epoch, step) == (1, 1):
+                    raise PullThePlug
+                return batch(self, epoch, step)
+
+            patch.setattr(Batches, "train_batch", stop)
+        else:
+
+            def pull(*_):
+                raise PullThePlug
+
+            patch.setattr(reproduce, "evaluate", pull)
+        with pytest.raises(PullThePlug):
+            command(capsys, "tiny", "--seeds", 1)
+    assert not list(tiny.glob("results/**/*.json"))
+    if moment == "before the test":
+        monkeypatch.setattr(reproduce, "fit", None)  # nothing is left to train
+    assert command(capsys, "tiny", "--seeds", 1)[0] == 0
+    name = "runs/tiny-2-epochs-seed-0.json"
+    resumed, whole = (json.loads((tiny / folder / name).read_text()) for folder in ("results", "whole"))
+    assert timeless(resumed) == timeless(whole)
+
+
+def test_an_interrupt_says_how_to_go_on(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/capsnet", "reproduce", "tiny", "--seeds", "1"])
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt("interrupted in epoch 2, step 5; the checkpoint is kept")
+
+    monkeypatch.setattr(reproduce, "fit", interrupted)
+    status, _, err = command(capsys, "tiny", "--seeds", 1)
+    assert status == 130
+    assert "the checkpoint is kept; go on with: capsnet reproduce tiny --seeds 1" in err
+
+
+def test_pairs_are_reported_by_pair_and_by_digit_and_tested_in_full_when_asked(tiny, capsys, monkeypatch):
+    _, out, _ = command(capsys, "tiny-pairs", "--seeds", 1)
+    final = record_of(tiny, "tiny-pairs-2-epochs-seed-0")["final"]
+    assert final["images"] == 60
+    assert final["thing_error"] == pytest.approx(100 * final["thing_errors"] / 120, abs=1e-4)
+    assert final["errors"] / 2 <= final["thing_errors"] <= 2 * final["errors"]
+    assert f"by digit {final['thing_error']:.2f}" in out
+    monkeypatch.setattr(reproduce, "FULL_TEST_PAIRS", 90)
+    monkeypatch.setattr(reproduce, "fit", None)  # the model is there
+    assert command(capsys, "tiny-pairs", "--seeds", 1, "--full")[0] == 0
+    assert record_of(tiny, "tiny-pairs-2-epochs-seed-0")["final"]["images"] == 90
+    assert command(capsys, "tiny-pairs", "--seeds", 1)[0] == 0  # and stays
+    assert record_of(tiny, "tiny-pairs-2-epochs-seed-0")["final"]["images"] == 90
+
+
+def test_a_row_that_is_tested_elsewhere_is_tested_on_its_own_set_too_and_stops_early(tiny, capsys):
+    _, out, _ = command(capsys, "two-sets", "--seeds", 1)
+    record = record_of(tiny, "two-sets-3-epochs-seed-0")
+    assert record["final"]["epochs_trained"] == 1 == len(record["curve"])
+    assert (record["final"]["data"], record["final"]["images"]) == ("other-digits", 50)
+    assert record["final"]["clean_images"] == 104
+    assert record["curve"][0]["held_out_error"] <= 99
+    assert f"clean {record['final']['clean_error']:.2f}; stopped after epoch 1" in out
+
+
+def test_an_ensemble_answers_with_the_mean_of_its_members_over_shifts(tiny, capsys):
+    command(capsys, "seven", "--seeds", 1)
+    record = record_of(tiny, "seven-2-epochs-seed-0")
+    folder = tiny / "runs" / "reproduce" / "seven-2-epochs-seed-0"
+    members = [capsnet.load(folder / f"member-{number}") for number in range(2)]
+    test_set = capsnet.open_dataset("some-digits", "test")
+    answers = [capsnet.evaluation.probabilities(member, test_set.images, shifts=1) for member in members]
+    wrong = int((sum(answers).argmax(dim=1) != test_set.labels).sum())
+    assert record["final"]["errors"] == wrong
+    assert not torch.equal(*answers)
+    assert [(point["member"], point["epoch"]) for point in record["curve"]] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+
+
+def made(row, seed, error, epochs=None, **changes):
+    """A record as a run would leave it."""
+    recipe = row.run_recipe(seed, epochs)
+    content = {
+        **{"row": row.name, "seed": seed, "epochs": recipe.epochs, "final": {"error": error}, "curve": []},
+        **{"definition": row.definition(), "recipe": json.loads(json.dumps(recipe.__dict__))},
+    }
+    return {**content, **changes}
+
+
+def test_table_arithmetic(tiny):
+    found = [
+        *(made(TINY, seed, error) for seed, error in enumerate((0.2, 0.3, 0.7))),
+        *(made(TINY, seed, error, epochs=1) for seed, error in enumerate((9.0, 5.0))),
+        made(PAIRS, 0, 6.25),
+        made(TINY, 3, 99.0, definition={**TINY.definition(), "shifts": 2}),
+        made(TINY, 4, 99.0, recipe={**made(TINY, 4, 0)["recipe"], "learning_rate": 0.5}),
+        made(TINY, 5, 99.0, recipe={"of another version": 1}),
+    ]
+    lines = make_table([TINY, PAIRS, TWO_SETS], found)
+    # (0.2 + 0.3 + 0.7) / 3 = 0.4; deviations −0.2, −0.1, 0.3: √(0.14 / 2) = 0.2646. (9 + 5) / 2 = 7, √8 = 2.8284.
+    assert [line.as_json() for line in lines] == [
+        {"row": "tiny", "data": "some-digits", "model": "a tiny CapsNet", "runs": 3, "epochs": 2}
+        | {"mean": 0.4, "std": 0.2646, "paper": 1.5},
+        {"row": "tiny", "data": "some-digits", "model": "a tiny CapsNet", "runs": 2, "epochs": 1}
+        | {"mean": 7.0, "std": 2.8284, "paper": 1.5},
+        {"row": "tiny-pairs", "data": "some-pairs", "model": "a tiny CapsNet", "runs": 1, "epochs": 2}
+        | {"mean": 6.25, "std": None, "paper": 5.0},
+        {"row": "two-sets", "data": "other-digits", "model": "stopped early", "runs": 0, "epochs": 3}
+        | {"mean": None, "std": None, "paper": 20.0},
+    ]
+    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in format_table(lines).splitlines()]
+    assert [row[3:7] for row in shown[2:]] == [
+        ["2", "3", "0.400 ± 0.265", "1.500 ± 0.250"],
+        ["1 instead of 2", "2", "7.000 ± 2.828", "1.500 ± 0.250"],
+        ["2", "1", "6.25", "5"],
+        ["3", "0", "no run", "20"],
+    ]
+    assert len({len(line) for line in format_table(lines).splitlines()}) == 1  # aligned
+
+
+def test_the_table_alone_runs_nothing_and_makes_nothing(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(reproduce, "fit", None)
+    status, out, _ = command(capsys, "--table", "--json")
+    table = json.loads(out)
+    assert status == 0
+    assert {line["row"] for line in table} == set(ROWS)
+    assert set(table[0]) == {"row", "data", "model", "runs", "epochs", "mean", "std", "paper"}
+    assert all((line["runs"], line["mean"]) == (0, None) for line in table)
+    assert not list(tiny.iterdir())
+
+
+def test_a_record_of_another_definition_is_told_and_not_overwritten(tiny, capsys, monkeypatch):
+    command(capsys, "tiny", "--seeds", 1)
+    changed = Row(*("tiny", "some-digits", "changed", "capsnet", SIZES, capsnet.Recipe(epochs=2), 1.5))
+    monkeypatch.setitem(rows.ROWS, "tiny", changed)
+    status, out, err = command(capsys, "tiny", "--table")
+    assert (status, "no run" in out) == (0, True)
+    assert err == "not counted, as the row was defined otherwise then: tiny with seed 0, 2 epochs\n"
+    status, _, err = command(capsys, "tiny", "--seeds", 1)
+    assert status == 2
+    assert "was made when the row tiny was defined otherwise" in err
+    (tiny / "results" / "runs" / "tiny-2-epochs-seed-0.json").unlink()
+    status, _, err = command(capsys, "tiny", "--seeds", 1)
+    assert status == 2
+    assert "holds a run of another definition of the row tiny; move it away" in err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda record: "",
+        lambda record: json.dumps(record)[:100],
+        lambda record: "[1, 2]",
+        lambda record: json.dumps({**record, "final": {}}),
+        lambda record: json.dumps({**record, "final": {"error": float("nan")}}),
+        lambda record: json.dumps({**record, "final": {"error": -1}}),
+        lambda record: json.dumps({**record, "final": {"error": True}}),
+        lambda record: json.dumps({**record, "final": {"error": 1.0, "clean_error": "low"}}),
+        lambda record: json.dumps({**record, "final": {"error": 1.0, "epochs_trained": "2"}}),
+        lambda record: json.dumps({**record, "epochs": "2"}),
+        lambda record: json.dumps({**record, "recipe": None}),
+        lambda record: json.dumps({k: v for k, v in record.items() if k != "seed"}),
+    ],
+)
+def test_a_damaged_record_is_told_in_one_line_before_anything_runs(tiny, capsys, monkeypatch, damage):
+    monkeypatch.setattr(reproduce, "fit", None)
+    path = tiny / "results" / "runs" / "tiny-2-epochs-seed-0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(damage(made(TINY, 0, 1.0)))
+    for arguments in (["--table"], ["tiny"]):
+        status, out, err = command(capsys, *arguments)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith("capsnet: results/runs/tiny-2-epochs-seed-0.json is damaged")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["mnist-r4"], "unknown row 'mnist-r4'; there are: mnist-cnn, "),
+        (["tiny", "--seeds", "0"], "seeds and epochs must be at least 1"),
+        (["tiny", "--epochs", "0"], "seeds and epochs must be at least 1"),
+        (["smallnorb"], "needs the published files of smallNORB: --smallnorb FOLDER"),
+        (["smallnorb", "--smallnorb", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(tiny, capsys, arguments, told):
+    status, out, err = command(capsys, *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert told in err
+    assert not list(tiny.iterdir())
+
+
+def test_rows_whose_data_is_not_at_hand_are_left_out_unless_named(tiny, capsys, monkeypatch):
+    only = {name: ROWS[name] for name in ("smallnorb", "tiny")}
+    monkeypatch.setattr(rows, "ROWS", only)
+    status, out, err = command(capsys, "--seeds", 1)
+    assert status == 0
+    assert "smallnorb left out: the row smallnorb needs the published files" in err
+    assert "needs the published files: --smallnorb FOLDER" in out
+    assert record_of(tiny, "tiny-2-epochs-seed-0")
+
+
+def test_the_smallnorb_row_reads_the_folder_that_it_is_given(monkeypatch):
+    digits = capsnet.open_dataset("mnist", "test").select(slice(5))
+    places = {("some/where", "train"): digits}
+    monkeypatch.setitem(data.READERS, "smallnorb", lambda *asked: places[asked])
+    assert reproduce._open(rows.SMALLNORB, "train", Settings(smallnorb=Path("some/where"))) is digits
+
+
+def test_digits_of_expanded_mnist_are_placed_anew_and_never_cut_off():
+    row = ROWS["affnist-r3-rec"]
+    train, held_out = reproduce._training_sets(row, Settings())
+    assert (len(train), len(held_out)) == (55_000, 5_000)
+    batches = Batches(train.select(slice(300)), None, row.recipe)
+    first, second = (torch.cat([batches.train_batch(epoch, step).images for step in range(3)]) for epoch in (0, 1))
+    whole = train.images[:300].sum((1, 2, 3)).float() / 255
+    assert sorted(first.sum((1, 2, 3)).tolist()) == pytest.approx(sorted(whole.tolist()), rel=1e-4)
+    assert not first.equal(second)
+    spread = first[:, 0].amax(2).argmax(1)  # the first row with ink
+    assert spread.float().std() > 2
+
+
+def test_a_runs_commit_says_whether_the_tree_was_changed(tmp_path):
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        subprocess.run(["git", "-C", tmp_path, *who, *words], check=True, capture_output=True)
+
+    assert records.current_commit(tmp_path) is None
+    git("init")
+    (tmp_path / "code.py").write_text("1")
+    git("add", ".")
+    git("commit", "-m", "first")
+    clean = records.current_commit(tmp_path)
+    assert len(clean) == 40
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "new.json").write_text("{}")
+    assert records.current_commit(tmp_path) == clean
+    (tmp_path / "code.py").write_text("2")
+    assert records.current_commit(tmp_path) == f"{clean} (dirty)"
+    git("checkout", "code.py")
+    (tmp_path / "new.py").write_text("3")
+    assert records.current_commit(tmp_path) == f"{clean} (dirty)"
+
+
+def test_the_readme_has_the_table_of_the_records_and_keeps_it_up_to_date():
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "readme_table.py", "--check"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    text = (ROOT / "README.md").read_text()
+    assert all(f"| {name} " in text for name in ROWS)
+    changed = with_table(text, "another table")
+    assert changed.count("another table") == 1
+    assert "| mnist-cnn " not in changed
+    assert (
+        with_table(with_table(text, ""), format_table(make_table(ROWS.values(), read_records(ROOT / "results"))))
+        == text
+    )
+    with pytest.raises(SystemExit, match="lost its markers"):
+        with_table("no markers", "table")
+
+
+def test_runs_of_the_tables_are_not_resumed_by_train(tiny, capsys):
+    command(capsys, "tiny", "--seeds", 1)
+    folder = "runs/reproduce/tiny-2-epochs-seed-0"
+    Path(folder, runs.WEIGHTS).unlink()
+    status = cli.main(["train", "--resume", "--out", folder])
+    assert status == 2
+    assert "go on with: capsnet reproduce tiny" in capsys.readouterr().err
+
+
+def test_multimnist_is_tested_on_the_papers_number_of_pairs_in_full():
+    assert reproduce.FULL_TEST_PAIRS == 10_000_000
+    test_sets = reproduce._test_sets(ROWS["multimnist-r3-rec"], Settings(full=True))
+    assert len(test_sets["multimnist"]) == 10_000_000
+    assert len(reproduce._test_sets(ROWS["multimnist-r3-rec"], Settings())["multimnist"]) == multimnist.TEST_PAIRS
