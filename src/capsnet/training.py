@@ -32,6 +32,7 @@ from capsnet.devices import pick_device
 from capsnet.errors import InputError
 from capsnet.evaluation import missed_things
 from capsnet.models import Model, model_name
+from capsnet.optimizer import AdamW
 from capsnet.recipe import Recipe
 
 
@@ -54,11 +55,11 @@ def fit(
     augmentation follow from the seed, the epoch and the step alone. The same call on the same machine gives
     the same weights, bit for bit, also when it was killed and resumed on the way.
 
-    With `out`, a run folder is written: config first, checkpoints on the way, weights at the end. `resume` goes on
-    from its last checkpoint, if model, recipe and images are the same. `held_out` is tested after each epoch, and
-    training may stop by it (`recipe.stop_at_error`); errors are in percent. `command` is recorded in the run's config. Raises `InputError` if model, data, recipe and folder do
-    not fit, if a file cannot be written, or if the loss is no longer finite; `KeyboardInterrupt` after Ctrl-C, with
-    the checkpoint written.
+    With `out`, a run folder is written: config first, checkpoints on the way, weights at the end. `resume` goes on from
+    its last checkpoint, if model, recipe and images are the same. `held_out` is tested after each epoch, and training
+    may stop by it (`recipe.stop_at_error`); errors are in percent. `command` is recorded in the run's config. Raises
+    `InputError` if model, data, recipe and folder do not fit, if a file cannot be written, or if the loss is no longer
+    finite; `KeyboardInterrupt` after Ctrl-C, with the checkpoint written.
     """
     recipe = recipe or Recipe()
     held_out = held_out and _cropped(held_out, recipe.crop)
@@ -184,7 +185,7 @@ class TrainingModule(LightningModule):
         weights = [parameter for parameter in self.parameters() if parameter.ndim > 1]
         biases = [parameter for parameter in self.parameters() if parameter.ndim <= 1]
         groups = [{"params": weights, "weight_decay": self.recipe.weight_decay}, {"params": biases, "weight_decay": 0}]
-        optimizer = torch.optim.AdamW(groups, lr=1.0, fused=True)
+        optimizer = AdamW(groups, lr=1.0)
         steps = len(self.batches.train_dataloader())
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.recipe.rate(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -15,7 +15,7 @@ from capsnet.allocator import tune_allocator
 from capsnet.benchmark.textbook import TextbookCapsNet
 from capsnet.data import open_dataset, to_float
 from capsnet.models import CapsNet
-from capsnet.optimizer import Adam
+from capsnet.optimizer import AdamW
 
 SIDES = ("textbook", "capsnet")
 INFERENCE_BATCHES = 4
@@ -61,7 +61,11 @@ def _prepare(name: str, batch_size: int, device: torch.device) -> dict[str, Call
     before = _peak_memory(device)
     torch.manual_seed(0)
     model = (TextbookCapsNet() if name == "textbook" else CapsNet((1, 28, 28), 10)).to(device)
-    optimizer = Adam(model.parameters()) if name == "capsnet" else torch.optim.Adam(model.parameters(), fused=True)
+    optimizer = (
+        AdamW(model.parameters(), weight_decay=0)
+        if name == "capsnet"
+        else torch.optim.Adam(model.parameters(), fused=True)
+    )
 
     def train_step() -> None:
         loss: Any = model.loss(images, labels)

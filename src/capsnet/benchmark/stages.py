@@ -10,7 +10,7 @@ import torch
 from capsnet.benchmark.sides import synchronize
 from capsnet.benchmark.textbook import TextbookCapsNet, route, squash
 from capsnet.models import CapsNet
-from capsnet.optimizer import Adam
+from capsnet.optimizer import AdamW
 
 # Multiply-adds of an image, forward, counted as direct convolution and stored votes do them.
 DIRECT = {
@@ -91,7 +91,7 @@ def _optimizer_step(model: torch.nn.Module) -> Callable[[], None]:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     ours = isinstance(model, CapsNet)
-    optimizer = Adam(model.parameters()) if ours else torch.optim.Adam(model.parameters(), fused=True)
+    optimizer = AdamW(model.parameters(), weight_decay=0) if ours else torch.optim.Adam(model.parameters(), fused=True)
     return lambda: optimizer.step() and None
 
 

@@ -27,6 +27,13 @@ def library() -> ctypes.CDLL | None:
     return compiled
 
 
+def run(name: str, job: ctypes.Structure) -> None:
+    """Call a kernel with all threads that PyTorch may use. Only where `available`."""
+    compiled = library()
+    assert compiled is not None
+    getattr(compiled, name)(ctypes.byref(job), torch.get_num_threads())
+
+
 def available() -> bool:
     """Whether the compiled kernels are there and this processor can run them."""
     return library() is not None

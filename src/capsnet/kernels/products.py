@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from capsnet.kernels import library
+from capsnet.kernels import run
 
 _RUN = 2048  # numbers in a run, if they can be cut anywhere
 
@@ -97,5 +97,4 @@ class Products:
         """
         pointers = (a.data_ptr(), b.data_ptr(), None if bias is None else bias.data_ptr(), c.data_ptr())
         stream = large and not add and self._aligned and c.data_ptr() % 64 == 0
-        job = _Job(*pointers, *self._job, add, relu, stream)
-        library().capsnet_products(ctypes.byref(job), torch.get_num_threads())
+        run("capsnet_products", _Job(*pointers, *self._job, add, relu, stream))

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from capsnet.kernels import library
+from capsnet.kernels import run
 
 DIM = -2  # of a capsule's numbers, in the layout of the output capsules: (blocks, J, D, 16)
 _LANES = 16
@@ -68,13 +68,13 @@ def sum_votes_backward(
 
 
 def _run(name, u, weight, total, leaky, constant=False, grad=None, grad_u=None, grad_weight=None) -> Tensor:
-    (j, i, d, e), blocks, threads = weight.shape, len(u), torch.get_num_threads()
-    parts = min(i, _PARTS_A_THREAD * threads)
+    (j, i, d, e), blocks = weight.shape, len(u)
+    parts = min(i, _PARTS_A_THREAD * torch.get_num_threads())
     summed = u.new_zeros(parts, blocks, j, e, _LANES)
     scratch = u.new_empty(parts, (j * e + 2 * j + e) * _LANES)
     rows = [None if x is None else x.transpose(2, 3).contiguous() for x in (total, grad)] if grad is not None else []
     kept = [u, weight, total, grad, *(rows or [None, None]), summed, grad_u, grad_weight, scratch]
     sizes = (blocks, i, j, d, e, parts, scratch.shape[1])
     job = _Pass(*(None if x is None else x.data_ptr() for x in kept), *sizes, leaky, constant)
-    getattr(library(), name)(ctypes.byref(job), threads)
+    run(name, job)
     return summed.sum(0)
