@@ -119,6 +119,19 @@ def test_only_the_gradients_asked_for(function, wanted):
     check(function, leaves, 1, 1)
 
 
+@pytest.mark.parametrize("channels", [1, 128])
+def test_relu_in_the_same_pass(channels):
+    """Through the direct way, the spectral one and PyTorch's own."""
+    leaves = inputs((32, channels, 20, 20), (64, channels, 9, 9))
+    leaves[0].requires_grad_(channels > 1)
+    function = lambda x, w, b: conv2d(x, w, b, 2, 0, relu=True)  # noqa: E731
+    assert any(name in type(function(*leaves).grad_fn).__name__ for name in ("Direct", "Relu"))
+    results = run(function, leaves, torch.ones(1))
+    exact = [leaf.detach().double().requires_grad_(leaf.requires_grad) for leaf in leaves]
+    for result, reference in zip(results, run(function, exact, torch.ones(1)), strict=True):
+        assert error(result, reference) < 1e-5
+
+
 @pytest.mark.parametrize("function", [spectral_conv2d, direct_conv2d])
 def test_result_may_be_changed_in_place(function):
     leaves, grad = inputs((2, 3, 9, 9), (4, 3, 3, 3)), torch.randn(2, 4, 7, 7)

@@ -20,14 +20,21 @@ Bias = Float[Tensor, " out"]
 Result = Float[Tensor, "batch out rows columns"]
 
 
-def conv2d(x: Image, weight: Kernel, bias: Bias | None = None, stride: int = 1, padding: int = 0) -> Result:
-    """``F.conv2d``. A quicker way leaves the result pixel first and batch last in memory: (y, x, out, batch)."""
+def conv2d(
+    x: Image, weight: Kernel, bias: Bias | None = None, stride: int = 1, padding: int = 0, relu: bool = False
+) -> Result:
+    """``F.conv2d``, and a ReLU in the same pass if there is to be one.
+
+    A quicker way leaves the result pixel first and batch last in memory: (y, x, out, batch).
+    """
     if _plain(x, weight, bias, stride, padding):
         if spectral_wins(x.shape, weight.shape, stride, padding):
-            return spectral_conv2d(x, weight, bias, stride, padding)
+            y = spectral_conv2d(x, weight, bias, stride, padding)
+            return y.relu_() if relu else y
         if direct_wins(x, weight):
-            return direct_conv2d(x, weight, bias, stride, padding)
-    return F.conv2d(x, weight, bias, stride, padding)
+            return direct_conv2d(x, weight, bias, stride, padding, relu)
+    y = F.conv2d(x, weight, bias, stride, padding)
+    return y.relu() if relu else y
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> bool:
@@ -97,22 +104,25 @@ class _DirectConvolution(torch.autograd.Function):
     """Every tap meets its pixels where they lie."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, relu: bool) -> Tensor:
+        ctx.stride, ctx.padding, ctx.relu = stride, padding, relu
         pixels = _padded(x, padding)
         height, width, _, batch = pixels.shape
         rows, columns = ((size - k) // stride + 1 for size, k in zip((height, width), weight.shape[2:], strict=True))
         y = x.new_empty(rows, columns, len(weight), batch)
         forward, _ = _direct_steps(pixels.permute(3, 2, 0, 1).shape, weight.shape, stride)
-        forward(weight.detach().contiguous(), pixels, y, bias=bias)
-        return y.permute(3, 2, 0, 1).data  # no view: a ReLU may change it in place
+        forward(weight.detach().contiguous(), pixels, y, bias=bias, relu=relu, large=True)
+        y = y.permute(3, 2, 0, 1).data  # no view of anything, so that it may be changed in place
+        ctx.save_for_backward(x, weight, y if relu else None)
+        return y
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor):
         (grad,) = grad_outputs
-        (x, weight), stride, padding = ctx.saved_tensors, ctx.stride, ctx.padding
+        (x, weight, y), stride, padding = ctx.saved_tensors, ctx.stride, ctx.padding
         grad_x = grad_weight = None
+        if ctx.relu:
+            grad = torch.ops.aten.threshold_backward(grad, y, 0)
         if ctx.needs_input_grad[0]:
             grad_x = conv2d_input(x.shape, weight, grad, stride, padding)
         if ctx.needs_input_grad[1]:
@@ -124,16 +134,18 @@ class _DirectConvolution(torch.autograd.Function):
                 each_row = g.new_empty(len(g), *weight.shape)
                 backward(g, pixels, each_row)
                 grad_weight = each_row.sum(0)
-        return grad_x, grad_weight, grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None, None, None
+        return grad_x, grad_weight, grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None, None, None, None
 
 
 def _padded(x: Image, padding: int) -> Float[Tensor, "y x channels batch"]:
     return F.pad(x.detach(), (padding,) * 4).permute(2, 3, 1, 0).contiguous()
 
 
-def direct_conv2d(x: Image, weight: Kernel, bias: Bias | None = None, stride: int = 1, padding: int = 0) -> Result:
-    """``F.conv2d``, its result pixel first and batch last in memory. For few input channels."""
-    return _DirectConvolution.apply(x, weight, bias, stride, padding)
+def direct_conv2d(
+    x: Image, weight: Kernel, bias: Bias | None = None, stride: int = 1, padding: int = 0, relu: bool = False
+) -> Result:
+    """``F.conv2d`` (and a ReLU), its result pixel first and batch last in memory. For few input channels."""
+    return _DirectConvolution.apply(x, weight, bias, stride, padding, relu)
 
 
 # ------------------------------------------------------------------------------------------------------------- layer
@@ -163,13 +175,22 @@ class Kept:
 
 
 class Conv2d(nn.Conv2d):
-    """``nn.Conv2d`` that takes the quickest way, and in evaluation keeps the transformed weight.
+    """``nn.Conv2d`` and perhaps a ReLU, by the quickest way; in evaluation it keeps the transformed weight.
 
     The weight's values, names and shapes are those of ``nn.Conv2d``; only its strides are pixel first.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        relu: bool = False,
+    ):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding)
+        self.relu = relu
         self.weight = nn.Parameter(self.weight.detach().permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1))
         self._kept = Kept()
 
@@ -180,9 +201,10 @@ class Conv2d(nn.Conv2d):
     def forward(self, input: Image) -> Result:  # noqa: A002 - the name in nn.Conv2d
         x, stride, padding = input, self.stride[0], int(self.padding[0])
         if self.training or torch.is_grad_enabled() or not _plain(x, self.weight, self.bias, stride, padding):
-            return conv2d(x, self.weight, self.bias, stride, padding)
+            return conv2d(x, self.weight, self.bias, stride, padding, self.relu)
         if not spectral_wins(x.shape, self.weight.shape, stride, padding):
-            return conv2d(x, self.weight, self.bias, stride, padding)
+            return conv2d(x, self.weight, self.bias, stride, padding, self.relu)
         tile, _ = best_tile(x.shape, self.weight.shape, stride, padding)
         kept = self._kept.get(self.weight, steps_of(x.shape, self.weight.shape, stride, padding, tile))
-        return spectral_conv2d(x, self.weight, self.bias, stride, padding, tile, kept)
+        y = spectral_conv2d(x, self.weight, self.bias, stride, padding, tile, kept)
+        return y.relu_() if self.relu else y

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -67,7 +66,7 @@ class CapsNet(nn.Module):
             "decoder_hidden": tuple(decoder_hidden),
             "leaky": leaky,
         }
-        self.conv = Conv2d(channels, conv_channels, kernel_size)
+        self.conv = Conv2d(channels, conv_channels, kernel_size, relu=True)
         # He et al. 2015: keeps the scale of activations through a ReLU; see PrimaryCapsules for why scale matters.
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
         self.primary = PrimaryCapsules(conv_channels, primary_types, primary_dim, kernel_size)
@@ -82,7 +81,7 @@ class CapsNet(nn.Module):
 
     def features(self, images: Images) -> Float[Tensor, "batch features rows columns"]:
         """Conv1: what the primary capsules look at."""
-        return torch.relu(self.conv(images))
+        return self.conv(images)
 
     def reconstruct(
         self, capsules: Float[Tensor, "batch classes dim"], classes: Labels | None = None
