@@ -30,6 +30,7 @@ def _compare_at(batch_size: int, rounds: int, device: str) -> list[dict[str, Any
         for number in range(rounds):
             for name, side in sides.items():
                 print(f"batch {batch_size}: {task} {number + 1}/{rounds} {name:<10}", end="\r", file=sys.stderr)
+                side.ask(task, WARM_UP)  # the other's turn has left the caches to it, and perhaps the memory
                 rates[task][name].append(side.ask(task, steps[name]))
         if task == "train":
             memory = {name: side.ask("memory") for name, side in sides.items()}
