@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capsnet import kernels
+from capsnet.convolution import conv2d
 from capsnet.routing import _Routing
 
 needs_kernels = pytest.mark.skipif(not kernels.available(), reason="no compiled kernels here")
@@ -104,3 +105,17 @@ def test_huge_and_silent_inputs_stay_finite():
         x, w = (scale * inputs).requires_grad_(), weight.clone().requires_grad_()
         out = route(x, w, 3, False)
         assert all(y.isfinite().all() for y in (out, *torch.autograd.grad(out.sum(), (x, w))))
+
+
+@needs_kernels
+def test_nan_stays_nan():
+    inputs, weight = layer(20, 30, 4, 8, 16, seed=0)
+    inputs[3, 5, 2] = torch.nan
+    out = route(inputs, weight, 3, False)
+    assert out[3].isnan().all()
+    assert out[:3].isfinite().all()
+    images = torch.rand(16, 1, 9, 9)
+    images[3, 0, 4, 4] = torch.nan
+    features = conv2d(images, torch.randn(8, 1, 5, 5), relu=True)
+    assert features[3].isnan().all()
+    assert features[:3].isfinite().all()

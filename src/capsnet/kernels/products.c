@@ -82,9 +82,9 @@ typedef struct {
             x##r += _mm512_set1_ps(s->bias[row + r]);             \
             y##r += _mm512_set1_ps(s->bias[row + r]);             \
         }                                                         \
-        if (s->relu) {                                            \
-            x##r = _mm512_max_ps(x##r, _mm512_setzero_ps());      \
-            y##r = _mm512_max_ps(y##r, _mm512_setzero_ps());      \
+        if (s->relu) { /* in this order NaN stays NaN */                                            \
+            x##r = _mm512_max_ps(_mm512_setzero_ps(), x##r);      \
+            y##r = _mm512_max_ps(_mm512_setzero_ps(), y##r);      \
         }                                                         \
         if (s->stream) {                                          \
             _mm512_stream_ps(to, x##r);                           \

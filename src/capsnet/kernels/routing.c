@@ -30,7 +30,7 @@ typedef struct {
 
 /* e^x to two units in the last place (Cephes' polynomial); nothing here is above 0, below -87 all is the least. */
 INLINE v exponential(v x) {
-    x = _mm512_max_ps(x, SET(-87.0f));
+    x = _mm512_max_ps(SET(-87.0f), x); /* in this order NaN stays NaN */
     v k = _mm512_roundscale_ps(x * SET(1.44269504088896341f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     v r = _mm512_fnmadd_ps(k, SET(0.693359375f), x);
     r = _mm512_fnmadd_ps(k, SET(-2.12194440e-4f), r);
