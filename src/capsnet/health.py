@@ -18,7 +18,7 @@ DEAD = 0.05
 
 @torch.no_grad()
 def vital_signs(model: CapsNet, images: UInt8[Tensor, "count channels height width"]) -> dict[str, float]:
-    """A few numbers that tell a network that learns from one that does not, from the first `PROBE` of `images`.
+    """A few numbers that tell a network that learns from one that does not, measured on about `PROBE` images.
 
     `dead_primary` and `dead_classes`: the share of primary capsule types, and of class capsules, that are shorter than
     `DEAD` on every image and everywhere on it. `coupling_entropy`: of the last iteration, as a share of what equal
@@ -27,7 +27,7 @@ def vital_signs(model: CapsNet, images: UInt8[Tensor, "count channels height wid
     capsule.
     """
     device = next(model.parameters()).device
-    features = model.features(to_float(images[:PROBE].to(device)))
+    features = model.features(to_float(images.to(device)))
     primary = model.primary(features)
     active = lengths(primary).float()
     classes = lengths(model.classes(primary)).float()
