@@ -51,10 +51,10 @@ class Sweep:
 
 def transform(
     images: UInt8[Tensor, "batch channels height width"],
-    rotation: float | Tensor = 0.0,
-    scale: float | Tensor = 1.0,
-    down: float | Tensor = 0.0,
-    right: float | Tensor = 0.0,
+    rotation: float | int | Tensor = 0.0,
+    scale: float | int | Tensor = 1.0,
+    down: float | int | Tensor = 0.0,
+    right: float | int | Tensor = 0.0,
 ) -> UInt8[Tensor, "batch channels height width"]:
     """Turn (degrees, counter-clockwise), resize and move (pixels) images around their middle."""
     rotation, scale, down, right = (
@@ -98,9 +98,11 @@ def sweep(
     return sweeps
 
 
+@torch.inference_mode()
 def capsules_of(
     model: CapsNet, images: UInt8[Tensor, "batch channels height width"]
 ) -> Float[Tensor, "batch classes dim"]:
+    """All class capsules of each image."""
     return model(_on(model, images)).capsules.float().cpu()
 
 

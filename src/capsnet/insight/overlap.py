@@ -11,6 +11,9 @@ from capsnet.data.image_set import to_float
 from capsnet.insight.style import PAIR, style, to_rgb
 from capsnet.models import CapsNet
 
+FAINT = 0.3
+"""How bright the input is below the two reconstructions."""
+
 
 @dataclass(frozen=True)
 class Overlap:
@@ -46,12 +49,11 @@ def separate_with_wrong(
     return separate(model, image, class_names, torch.cat([order[:2], order[2:3], order[-1:]])[: len(order)])
 
 
-def blend(
-    reconstructions: Float[Tensor, "asked channels height width"],
-) -> Float[Tensor, "height width 3"]:
-    """The first two reconstructions as light of two colours, added."""
-    ink = reconstructions[:2].mean(dim=1).clamp(0, 1)  # (asked, H, W)
-    return torch.einsum("khw,kc->hwc", ink, torch.tensor(PAIR)[: len(ink)]).clamp(0, 1)
+def blend(data: Overlap) -> Float[Tensor, "height width 3"]:
+    """The first two reconstructions as light of two colours, added, over the input in dark grey."""
+    ink = data.reconstructions[:2].mean(dim=1).clamp(0, 1)  # (2, H, W)
+    light = torch.einsum("khw,kc->hwc", ink, torch.tensor(PAIR)[: len(ink)]).clamp(0, 1)
+    return torch.maximum(light, FAINT * to_rgb(to_float(data.image)))
 
 
 def draw_overlap(data: list[Overlap], dark: bool = False) -> Figure:
@@ -66,7 +68,7 @@ def draw_overlap(data: list[Overlap], dark: bool = False) -> Figure:
         for axis in axes.flat:
             axis.set_axis_off()
         for row, each in zip(axes, data, strict=True):
-            pictures = [to_rgb(to_float(each.image)), blend(each.reconstructions), *to_rgb(each.reconstructions)]
+            pictures = [to_rgb(to_float(each.image)), blend(each), *to_rgb(each.reconstructions)]
             for axis, picture in zip(row, pictures, strict=False):
                 axis.imshow(picture.numpy())
             names = [each.class_names[k] for k in each.classes.tolist()]

@@ -30,7 +30,7 @@ class Colours:
 
 LIGHT = Colours("#ffffff", "#222222", "#9a9a9a", "#1b7f4d", "#c2410c", "#0b5cad", "#e08a1e")
 DARK = Colours("#161a1d", "#e8e8e8", "#777f86", "#57c98d", "#ff8f5a", "#5aa9f0", "#ffc46b")
-PAIR = ((1.0, 0.45, 0.1), (0.2, 0.75, 1.0))
+PAIR = ((1.0, 0.25, 0.15), (0.25, 0.85, 1.0))
 """Two colours on black for two things laid over each other, red, green, blue; where both are, they add up to white."""
 
 
