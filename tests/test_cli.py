@@ -23,13 +23,12 @@ from capsnet import cli, runs
 QUICK = """
 import sys
 import capsnet
-from capsnet import callbacks, cli, data, models
+from capsnet import callbacks, cli, data
 from capsnet.commands import train
 open_whole = data.DATASETS["mnist"]
 data.DATASETS["mnist"] = lambda split: open_whole(split).select(slice(400))
 callbacks.CHECKPOINT_SECONDS = 0.0
-build = models.CapsNet
-train.build_model = lambda name, config: build(**config, conv_channels=32, primary_types=4)
+train.sizes = lambda name, width: {"conv_channels": 32, "primary_types": 4}
 sys.exit(cli.main())
 """
 

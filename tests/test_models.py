@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 import capsnet
 from capsnet.layers import DenseCapsules, PrimaryCapsules
-from capsnet.models import MODELS, PAPER_SIZES, Ensemble, build_model, model_name
+from capsnet.models import MODELS, PAPER_SIZES, Ensemble, build_model, model_name, sizes
 
 
 def count(model):
@@ -52,6 +52,17 @@ def test_parameter_counts_of_section_7():
         model = capsnet.CapsNet(**PAPER_SIZES[name])
         assert count(model) == expected
         assert model.classes.leaky == (name == "cifar10")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_papers_networks_have_width_one(name):
+    config = {"in_shape": (1, 28, 28), "num_classes": 10}
+    usual, narrow = (build_model(name, {**config, **sizes(name, width)}) for width in (1.0, 0.25))
+    assert usual.config == build_model(name, config).config
+    assert count(narrow) < count(usual) / 8
+    for width in (0.0, -1.0, float("nan"), 1e9):
+        with pytest.raises(capsnet.InputError, match="the width of a network"):
+            build_model(name, {**config, **sizes(name, width)})
 
 
 def test_shapes_are_the_papers():

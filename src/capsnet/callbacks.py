@@ -21,6 +21,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from capsnet.errors import InputError
+from capsnet.health import vital_signs
+from capsnet.models import CapsNet
 from capsnet.runs import CHECKPOINT, METRICS, write_atomically
 
 CHECKPOINT_SECONDS = 60.0
@@ -36,13 +38,15 @@ class TrainingInterruptedError(Exception):
 class Recorder(Callback):
     """Averages the losses of each epoch and writes them as one line to `metrics.csv` and to the loggers.
 
+    The vital signs of a CapsNet at the end of the epoch, measured on the `probe` images, go with them.
     The sums stay on the device until the epoch ends, and travel in the checkpoint, so that a resumed run records what
     an undisturbed one would.
     """
 
-    def __init__(self, batch_size: int, folder: Path | None) -> None:
+    def __init__(self, batch_size: int, folder: Path | None, probe: torch.Tensor) -> None:
         self.batch_size = batch_size
         self.folder = folder
+        self.probe = probe
         self.rows: list[dict[str, Any]] = []
         self.sums: dict[str, torch.Tensor] = {}
         self.learning_rate = 0.0
@@ -84,6 +88,8 @@ class Recorder(Callback):
         row["train_error"] = 100 * sums["errors"] / images
         if held_out_images:
             row["held_out_error"] = 100 * held_out_errors / held_out_images
+        if isinstance(pl_module.model, CapsNet):
+            row |= vital_signs(pl_module.model, self.probe)
         row |= {
             "learning_rate": self.learning_rate,
             "seconds": round(seconds, 2),

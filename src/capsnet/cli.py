@@ -17,6 +17,8 @@ from capsnet import runs
 from capsnet.allocator import tune_allocator
 from capsnet.commands.bench import Bench
 from capsnet.commands.evaluate import Evaluate
+from capsnet.commands.explore import Explore
+from capsnet.commands.figures import Figures
 from capsnet.commands.predict import Predict
 from capsnet.commands.reproduce import Reproduce
 from capsnet.commands.train import Train, as_json
@@ -27,6 +29,8 @@ Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Figures, tyro.conf.subcommand("figures")]
+    | Annotated[Explore, tyro.conf.subcommand("explore")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
 )

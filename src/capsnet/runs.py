@@ -16,6 +16,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+from capsnet.data.pictures import Framing
 from capsnet.errors import InputError
 from capsnet.models import Model, build_model, model_name
 
@@ -70,6 +72,40 @@ def load(path: str | Path) -> Model:
     if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
         raise InputError(f"{weights} is damaged: it holds numbers that are not finite")
     return model.eval()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model and what is recorded with it: names of the classes, how pictures are framed, what it learnt from.
+
+    `data` is None where the model was not trained by `capsnet train`.
+    """
+
+    model: Model
+    class_names: tuple[str, ...]
+    framing: Framing
+    data: str | None
+
+
+def open_run(path: str | Path) -> Run:
+    """The model of a run folder, as `load` gives it, and what is needed to use it on a user's own images.
+
+    Raises `InputError` as `load` does, and if what is recorded beside the model is damaged.
+    """
+    folder = Path(path)
+    model, config = load(folder), read_config(folder)
+    count = model.config["num_classes"]
+    names = config.get("classes", [str(k) for k in range(count)])
+    if not isinstance(names, list) or len(names) != count:
+        raise InputError(f"{folder / CONFIG} is damaged: it should name {count} classes")
+    try:
+        recorded = config.get("framing", {})
+        framing = Framing(**{**recorded, "centre": tuple(recorded.get("centre", (0.5, 0.5)))})
+    except (TypeError, AttributeError, InputError):
+        raise InputError(f"{folder / CONFIG} is damaged: its section 'framing' is not ours") from None
+    command = config.get("command", {})
+    data = command.get("data") if isinstance(command, dict) else None
+    return Run(model, tuple(map(str, names)), framing, data if isinstance(data, str) else None)
 
 
 def save_weights(model: Model, folder: Path) -> None:

@@ -31,6 +31,7 @@ from capsnet.data.pictures import Framing, measure_framing
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
 from capsnet.evaluation import missed_things
+from capsnet.health import PROBE
 from capsnet.models import Model, model_name
 from capsnet.optimizer import AdamW
 from capsnet.recipe import Recipe
@@ -106,7 +107,7 @@ def _train(
     progress: bool,
 ) -> list[dict[str, Any]]:
     """From the folder's last checkpoint, if there is one, to the end."""
-    recorder = Recorder(recipe.batch_size, folder)
+    recorder = Recorder(recipe.batch_size, folder, _cropped(train_set, recipe.crop).batch(0, PROBE).images)
     checkpoints = Checkpoints(recorder, folder, fingerprint)
     callbacks: list[Callback] = [recorder, checkpoints]
     if recipe.ema_decay:

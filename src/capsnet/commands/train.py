@@ -1,7 +1,6 @@
 """`capsnet train`"""
 
 import dataclasses
-import io
 import os
 import sys
 import time
@@ -17,10 +16,8 @@ from capsnet.data import AVAILABLE, ImageSet, PairSet, open_dataset
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation, evaluate
-from capsnet.models import CapsNet, Model, build_model
+from capsnet.models import CapsNet, Model, build_model, sizes
 from capsnet.recipe import Recipe
-
-PICTURE = "reconstructions.png"
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,8 @@ class Train:
     """Reconstruct the image from the capsule, as a regulariser."""
     leaky: bool = False
     """Leaky routing: one more softmax column for "none of the above"."""
+    width: float = 1.0
+    """How wide the network is beside the paper's: channels, capsule types, hidden units."""
     based_on: Annotated[Literal["everyday", "paper", "best"], tyro.conf.arg(name="recipe")] = "everyday"
     """Where the flags below say nothing: a quick recipe's settings, the paper's, or the best that were found."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
@@ -106,6 +105,7 @@ class Train:
         config: dict[str, Any] = {"in_shape": test_set.image_shape, "num_classes": test_set.num_classes}
         if self.model == "capsnet":
             config |= {"iterations": self.iterations, "decoder": self.decoder, "leaky": self.leaky}
+        config |= sizes(self.model, self.width)
         return build_model(self.model, config)
 
     def _test(
@@ -145,9 +145,10 @@ class Train:
             lines.insert(
                 1, ("by digit", f"{outcome.thing_error:.2f} %   ({outcome.thing_errors:,} of {outcome.things:,})")
             )
-        if isinstance(model, CapsNet) and model.decoder is not None and isinstance(test_set, ImageSet):
-            _draw(model, test_set, outcome, folder / PICTURE)
-            lines.append(("picture", str(folder / PICTURE)))
+        if isinstance(model, CapsNet) and model.decoder is not None:
+            name, picture = _picture(model, test_set, outcome)
+            runs.write_atomically(folder / name, picture)
+            lines.append(("picture", str(folder / name)))
         count = sum(parameter.numel() for parameter in model.parameters())
         epochs = f"{len(rows)} epoch{'s' if len(rows) > 1 else ''}"
         print(f"\n{self.model} on {self.data}, {epochs}, {count:,} parameters\n")
@@ -169,13 +170,17 @@ def _free_folder(name: str) -> Path:
     return folder
 
 
-def _draw(model: CapsNet, image_set: ImageSet, outcome: Evaluation, path: Path) -> None:
-    from capsnet.insight.reconstructions import choose_examples, draw_reconstructions, reconstruct
+def _picture(model: CapsNet, test_set: ImageSet | PairSet, outcome: Evaluation) -> tuple[str, bytes]:
+    """Name and content of the picture that shows what the model makes of a few test images."""
+    from capsnet.insight import gallery, overlap, reconstructions
+    from capsnet.insight.style import as_bytes
 
-    chosen = choose_examples(image_set.labels, outcome.predictions, image_set.num_classes)
-    buffer = io.BytesIO()
-    draw_reconstructions(reconstruct(model, image_set, chosen)).savefig(buffer, format="png")
-    runs.write_atomically(path, buffer.getvalue())
+    if isinstance(test_set, PairSet):
+        figure = overlap.draw_overlap(gallery.overlaps(model, test_set))
+        return "overlap.png", as_bytes(figure, "png")
+    chosen = reconstructions.choose_examples(test_set.labels, outcome.predictions, test_set.num_classes)
+    figure = reconstructions.draw_reconstructions(reconstructions.reconstruct(model, test_set, chosen))
+    return "reconstructions.png", as_bytes(figure, "png")
 
 
 def _program() -> str:

@@ -56,20 +56,28 @@ def measure_framing(image_set: ImageSet, sample: int = 1000) -> Framing:
 def read_picture(
     path: str | Path, shape: tuple[int, int, int], framing: Framing | None = None
 ) -> UInt8[Tensor, "channels height width"]:
-    """Read a picture of any size, format and colour as an image of `shape` (channels, height, width).
+    """Read a picture of any size, format and colour as an image of `shape` (channels, height, width); see `frame`.
+
+    Raises `InputError` if the file is missing, no picture, damaged or larger than `MAX_PIXELS`.
+    """
+    return frame(decode_picture(Path(path), str(path)), shape, framing)
+
+
+def frame(
+    picture: Image.Image, shape: tuple[int, int, int], framing: Framing | None = None
+) -> UInt8[Tensor, "channels height width"]:
+    """Make a picture an image of `shape` (channels, height, width), framed as the training images are.
 
     A picture that already has the model's size is taken as it is. Any other is scaled to fit, keeping its aspect. If
     the training images have a plain background, the picture is turned over when its own background is the other one
     (ink on paper becomes white on black), cut to what stands on it, and that is scaled to the usual extent and centred
-    by its centre of mass, as MNIST was made.
-
-    Raises `InputError` if the file is missing, no picture, damaged or larger than `MAX_PIXELS`.
+    by its centre of mass, as MNIST was made. Raises `InputError` unless there are 1 or 3 channels.
     """
     framing = framing or Framing()
     channels, height, width = shape
-    picture = decode_picture(Path(path), str(path), "L" if channels == 1 else "RGB")
     if channels not in (1, 3):
         raise InputError(f"pictures have 1 or 3 channels, but this model takes {channels}")
+    picture = picture.convert("L" if channels == 1 else "RGB")
     pixels = np.asarray(picture, dtype=np.float32).reshape(picture.height, picture.width, channels)
     if framing.background is not None:
         pixels = _match_background(pixels, framing.background)
@@ -78,16 +86,24 @@ def read_picture(
     return torch.from_numpy(pixels.round().clip(0, 255).astype(np.uint8)).permute(2, 0, 1).contiguous()
 
 
-def decode_picture(source: Path | io.BytesIO, name: str, mode: str | None = None) -> Image.Image:
+def decode_picture(
+    source: Path | io.BytesIO,
+    name: str,
+    mode: str | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] | None = None,
+) -> Image.Image:
     """A picture, upright and on paper, in `mode` ("L" or "RGB"; by default "L" if it is grey).
 
-    Raises `InputError`, calling it by `name`, if it is missing, no picture, damaged or larger than `MAX_PIXELS`.
+    Of `formats`, by Pillow's names; by default of any. Raises `InputError`, calling it by `name`, if it is missing, no
+    picture, damaged or larger than `max_pixels`.
     """
     try:
-        with warnings.catch_warnings(), Image.open(source) as picture:
+        with warnings.catch_warnings(), Image.open(source, formats=formats) as picture:
             warnings.simplefilter("ignore")  # Pillow warns of what we refuse below, or read all the same
-            if picture.width * picture.height > MAX_PIXELS:
-                raise InputError(f"{name} has {picture.width}×{picture.height} pixels; the limit is {MAX_PIXELS:,}")
+            if picture.width * picture.height > max_pixels:
+                raise InputError(f"{name} has {picture.width}×{picture.height} pixels; the limit is {max_pixels:,}")
             picture.load()
             upright = ImageOps.exif_transpose(picture)
             if upright.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would cut, not scale
@@ -105,7 +121,7 @@ def decode_picture(source: Path | io.BytesIO, name: str, mode: str | None = None
     except UnidentifiedImageError:
         raise InputError(f"{name} is not a picture that can be read (PNG, JPEG, … are)") from None
     except Image.DecompressionBombError:
-        raise InputError(f"{name} has too many pixels; the limit is {MAX_PIXELS:,}") from None
+        raise InputError(f"{name} has too many pixels; the limit is {max_pixels:,}") from None
     except InputError:
         raise
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on damaged files

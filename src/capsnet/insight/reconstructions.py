@@ -8,21 +8,20 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from capsnet.data.image_set import ImageSet, to_float
+from capsnet.insight.style import Colours, style, to_rgb
 from capsnet.models import CapsNet
 
 COLUMNS = 10
-INK, RIGHT, WRONG = "#333333", "#1b7f4d", "#c2410c"
 
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """A few images with what the model makes of them."""
+    """A few images with what the model makes of them: `[:, 0]` is the predicted class, `[:, 1]` the true one."""
 
     images: UInt8[Tensor, "count channels height width"]
-    reconstructions: Float[Tensor, "count channels height width"]
-    labels: Int[Tensor, " count"]
-    predictions: Int[Tensor, " count"]
-    lengths: Float[Tensor, " count"]
+    classes: Int[Tensor, "count 2"]
+    lengths: Float[Tensor, "count 2"]
+    reconstructions: Float[Tensor, "count 2 channels height width"]
     class_names: tuple[str, ...]
 
 
@@ -34,63 +33,48 @@ def choose_examples(labels: Int[Tensor, " count"], predictions: Int[Tensor, " co
 
 
 def reconstruct(model: CapsNet, image_set: ImageSet, indices: Int[Tensor, " count"]) -> Reconstructions:
-    """Run the model on the images at `indices`; the longest capsule of each is decoded."""
+    """Run the model on the images at `indices`; the longest capsule of each is decoded, and the true class's."""
     chosen = image_set.select(indices)
     device = next(model.parameters()).device
     with torch.inference_mode():
         output = model(to_float(chosen.images.to(device)))
-        lengths, predictions = output.lengths.max(dim=1)
-        decoded = model.reconstruct(output.capsules, predictions)
-    return Reconstructions(
-        chosen.images, decoded.cpu(), chosen.labels, predictions.cpu(), lengths.cpu(), image_set.class_names
-    )
+        classes = torch.stack([output.lengths.argmax(dim=1), chosen.labels.to(device)], dim=1)
+        decoded = torch.stack([model.reconstruct(output.capsules, each) for each in classes.unbind(1)], dim=1)
+        lengths = output.lengths.gather(1, classes)
+    return Reconstructions(chosen.images, classes.cpu(), lengths.cpu(), decoded.cpu(), image_set.class_names)
 
 
-def draw_reconstructions(data: Reconstructions) -> Figure:
-    """Successes above, failures below; each image over its reconstruction, with label, prediction and length."""
-    right = data.predictions == data.labels
+def draw_reconstructions(data: Reconstructions, dark: bool = False) -> Figure:
+    """Successes above; failures below, as what they were taken for and as what they are. Each with its length."""
+    right = data.classes[:, 0] == data.classes[:, 1]
     groups = [
-        (title, positions)
-        for title, positions in (
-            ("Recognised", torch.nonzero(right)[:, 0]),
-            ("Mistaken", torch.nonzero(~right)[:, 0]),
-        )
-        if len(positions)
+        ("Recognised", torch.nonzero(right)[:, 0].tolist(), 2),
+        ("Mistaken: as what it was taken for, and as what it is", torch.nonzero(~right)[:, 0].tolist(), 3),
     ]
-    figure = Figure(figsize=(10, 2.45 * len(groups)), dpi=150, facecolor="white", layout="constrained")
-    panels = figure.subfigures(len(groups), 1, hspace=0.04, squeeze=False)
-    for panel, (title, positions) in zip(panels.flat, groups, strict=True):
-        panel.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
-        axes = panel.subplots(2, COLUMNS, squeeze=False, gridspec_kw={"hspace": 0.02, "wspace": 0.06})
-        for axis in axes.flat:
-            axis.set_axis_off()
-        for column, position in enumerate(positions[:COLUMNS].tolist()):
-            _draw_pair(axes[:, column], data, position)
-        _name_rows(axes, min(len(positions), COLUMNS))
+    groups = [(title, positions[:COLUMNS], rows) for title, positions, rows in groups if positions]
+    heights = [0.45 + 1.1 * rows for _, _, rows in groups]
+    with style(dark) as colours:
+        figure = Figure(figsize=(10, sum(heights)), layout="constrained")
+        panels = figure.subfigures(len(groups), 1, hspace=0.04, squeeze=False, height_ratios=heights)
+        for panel, (title, positions, rows) in zip(panels.flat, groups, strict=True):
+            panel.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+            axes = panel.subplots(rows, COLUMNS, squeeze=False, gridspec_kw={"hspace": 0.02, "wspace": 0.06})
+            for axis in axes.flat:
+                axis.set_axis_off()
+            for column, position in enumerate(positions):
+                _draw_column(axes[:, column], data, position, colours)
+            for axis, name in zip(axes[:, 0], ("input", "taken for" if rows == 3 else "decoded", "is"), strict=False):
+                axis.text(-0.12, 0.5, name, transform=axis.transAxes, rotation=90, ha="right", va="center", fontsize=9)
     return figure
 
 
-def _draw_pair(axes, data: Reconstructions, position: int) -> None:
-    label, prediction = (data.class_names[int(k[position])] for k in (data.labels, data.predictions))
-    right = label == prediction
-    pictures = (data.images[position].float() / 255, data.reconstructions[position])
-    for axis, picture in zip(axes, pictures, strict=True):
-        axis.imshow(picture.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
-    axes[0].set_title(f"label {label}", fontsize=9, color=INK, pad=3)
-    said = f"{prediction} ({data.lengths[position]:.2f})"
-    axes[1].text(
-        *(0.5, -0.06, said),
-        transform=axes[1].transAxes,
-        ha="center",
-        va="top",
-        fontsize=9,
-        color=RIGHT if right else WRONG,
-    )
-
-
-def _name_rows(axes, columns: int) -> None:
-    for axis, name in zip(axes[:, 0], ("input", "reconstruction"), strict=True):
-        if columns:
-            axis.text(
-                -0.12, 0.5, name, transform=axis.transAxes, rotation=90, ha="right", va="center", fontsize=9, color=INK
-            )
+def _draw_column(axes, data: Reconstructions, position: int, colours: Colours) -> None:
+    names = [data.class_names[k] for k in data.classes[position].tolist()]
+    axes[0].imshow(to_rgb(to_float(data.images[position])).numpy())
+    axes[0].set_title(f"label {names[1]}", fontsize=9, pad=3)
+    right = names[0] == names[1]
+    for which, axis in enumerate(axes[1:]):
+        axis.imshow(to_rgb(data.reconstructions[position, which]).numpy())
+        said = f"{names[which]}  ‖v‖ {data.lengths[position, which]:.2f}"
+        colour = colours.right if right or which == 1 else colours.wrong
+        axis.text(0.5, -0.05, said, transform=axis.transAxes, ha="center", va="top", fontsize=8, color=colour)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from capsnet.errors import InputError
-from capsnet.models.base import Images, Labels, Loss, Targets
+from capsnet.models.base import Images, Labels, Loss, Targets, scaled
 from capsnet.models.baseline import BaselineCNN
 from capsnet.models.capsnet import CapsNet, CapsuleOutput
 from capsnet.models.ensemble import Ensemble
@@ -25,6 +25,17 @@ PAPER_SIZES: dict[str, dict[str, Any]] = {
     },
 }
 """The sizes of the paper's CapsNet for each of its data sets (sections 4 to 7): `CapsNet(**PAPER_SIZES["svhn"])`."""
+
+
+def sizes(name: str, width: float) -> dict[str, Any]:
+    """Arguments for the model of this name that make all its layers `width` times as wide as the paper's.
+
+    Capsules keep their dimensions: of CapsNet, there are fewer channels, capsule types and hidden units.
+    """
+    if name != "capsnet":
+        return {"width": width}
+    sizes = {"conv_channels": scaled(256, width), "primary_types": scaled(32, width)}
+    return {**sizes, "decoder_hidden": (scaled(512, width), scaled(1024, width))}
 
 
 def model_name(model: Model) -> str:
@@ -64,4 +75,5 @@ __all__ = [
     "Targets",
     "build_model",
     "model_name",
+    "sizes",
 ]

@@ -13,6 +13,8 @@ Labels = Int[Tensor, "batch *present"]
 Targets = Float[Tensor, "batch present channels height width"]
 """What each thing on an image looks like alone; a decoder is trained against it."""
 
+MAX_WIDTH = 16.0
+
 
 class Loss(NamedTuple):
     """What training minimises, the parts worth logging by name, and the scores that came out on the way."""
@@ -34,3 +36,10 @@ def check_sizes(*sizes: int) -> None:
     for size in sizes:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise InputError(f"sizes of a model are whole numbers from 1, not {size!r}")
+
+
+def scaled(size: int, width: float) -> int:
+    """`width` times the size of a layer, at least 1. Raises `InputError` if no layer can be so wide."""
+    if not 0 < width <= MAX_WIDTH:
+        raise InputError(f"the width of a network is above 0 and at most {MAX_WIDTH}, not {width}")
+    return max(1, round(size * width))

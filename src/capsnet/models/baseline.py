@@ -7,35 +7,37 @@ from torch import Tensor, nn
 
 from capsnet import functional
 from capsnet.convolution import Conv2d
-from capsnet.models.base import Images, Labels, Loss, Targets, checked_shape
+from capsnet.models.base import Images, Labels, Loss, Targets, checked_shape, scaled
 
 
 class BaselineCNN(nn.Module):
     """The paper's CNN for MNIST (section 5): three 5×5 convolutions, two dense layers, dropout, softmax.
 
-    35,445,522 parameters at 28×28×1 and ten classes. `forward` gives logits.
+    35,445,522 parameters at 28×28×1 and ten classes; `width` multiplies the sizes of all layers within. `forward`
+    gives logits.
     """
 
-    def __init__(self, in_shape: tuple[int, int, int], num_classes: int) -> None:
+    def __init__(self, in_shape: tuple[int, int, int], num_classes: int, *, width: float = 1.0) -> None:
         super().__init__()
-        channels, height, width = checked_shape(in_shape, num_classes)
-        self.config: dict[str, Any] = {"in_shape": tuple(in_shape), "num_classes": num_classes}
+        channels, rows, columns = checked_shape(in_shape, num_classes)
+        self.config: dict[str, Any] = {"in_shape": tuple(in_shape), "num_classes": num_classes, "width": width}
+        first, second, third, dense, narrow = (scaled(size, width) for size in (256, 256, 128, 328, 192))
         self.features = nn.Sequential(
-            Conv2d(channels, 256, 5, padding=2),
+            Conv2d(channels, first, 5, padding=2),
             nn.ReLU(),
-            Conv2d(256, 256, 5, padding=2),
+            Conv2d(first, second, 5, padding=2),
             nn.ReLU(),
-            Conv2d(256, 128, 5, padding=2),
+            Conv2d(second, third, 5, padding=2),
             nn.ReLU(),
         )
         self.classifier = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(128 * height * width, 328),
+            nn.Linear(third * rows * columns, dense),
             nn.ReLU(),
-            nn.Linear(328, 192),
+            nn.Linear(dense, narrow),
             nn.ReLU(),
             nn.Dropout(),
-            nn.Linear(192, num_classes),
+            nn.Linear(narrow, num_classes),
         )
         start_weights(self)
 

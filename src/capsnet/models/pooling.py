@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from capsnet import functional
 from capsnet.convolution import Conv2d
 from capsnet.errors import InputError
-from capsnet.models.base import Images, Labels, Loss, Targets, checked_shape
+from capsnet.models.base import Images, Labels, Loss, Targets, checked_shape, scaled
 from capsnet.models.baseline import start_weights
 
 
@@ -16,11 +16,14 @@ class PoolingCNN(nn.Module):
     """Two convolutions, 512 of 9×9 and 256 of 5×5, each with 2×2 max-pooling, and two dense layers (section 6).
 
     Padded to keep the image's size it is the paper's CNN for MultiMNIST: 24,563,978 parameters at 36×36×1. Without
-    padding it has about as many as CapsNet: 12,767,498 at 40×40×1 beside 13,475,648, for affNIST. `forward` gives
-    logits; each class has its own sigmoid, so any number of them may be present.
+    padding it has about as many as CapsNet: 12,767,498 at 40×40×1 beside 13,475,648, for affNIST. `width` multiplies
+    the sizes of all layers within. `forward` gives logits; each class has its own sigmoid, so any number of them may
+    be present.
     """
 
-    def __init__(self, in_shape: tuple[int, int, int], num_classes: int, *, padding: bool = True) -> None:
+    def __init__(
+        self, in_shape: tuple[int, int, int], num_classes: int, *, padding: bool = True, width: float = 1.0
+    ) -> None:
         super().__init__()
         channels, *sides = checked_shape(in_shape, num_classes)
         rows, columns = (side // 4 if padding else ((side - 8) // 2 - 4) // 2 for side in sides)
@@ -30,17 +33,23 @@ class PoolingCNN(nn.Module):
                 f"images of {sides[0]}×{sides[1]} pixels are too small for two poolings; "
                 f"the smallest size is {smallest}×{smallest}"
             )
-        self.config: dict[str, Any] = {"in_shape": tuple(in_shape), "num_classes": num_classes, "padding": padding}
+        self.config: dict[str, Any] = {
+            "in_shape": tuple(in_shape),
+            "num_classes": num_classes,
+            "padding": padding,
+            "width": width,
+        }
+        first, second, dense = (scaled(size, width) for size in (512, 256, 1024))
         self.features = nn.Sequential(
-            Conv2d(channels, 512, 9, padding=4 if padding else 0),
+            Conv2d(channels, first, 9, padding=4 if padding else 0),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            Conv2d(512, 256, 5, padding=2 if padding else 0),
+            Conv2d(first, second, 5, padding=2 if padding else 0),
             nn.ReLU(),
             nn.MaxPool2d(2),
         )
         self.classifier = nn.Sequential(
-            nn.Flatten(), nn.Linear(256 * rows * columns, 1024), nn.ReLU(), nn.Linear(1024, num_classes)
+            nn.Flatten(), nn.Linear(second * rows * columns, dense), nn.ReLU(), nn.Linear(dense, num_classes)
         )
         start_weights(self)
 

@@ -1,0 +1,24 @@
+"""Put a finished run into the package, its weights as float16: python scripts/pack_pretrained.py RUN NAME
+
+Config, report and metrics go with it as they are. The packed model is tested again, because rounding changes weights.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import safetensors.torch
+
+from capsnet import evaluate, load, open_dataset, pretrained, runs
+
+run, name = Path(sys.argv[1]), sys.argv[2]
+packed = pretrained.folder(name)
+runs.make_folder(packed)
+for file in (runs.CONFIG, runs.REPORT, runs.METRICS):
+    shutil.copyfile(run / file, packed / file)
+state = {key: tensor.half().contiguous() for key, tensor in load(run).state_dict().items()}
+runs.write_atomically(packed / runs.WEIGHTS, safetensors.torch.save(state))
+outcome = evaluate(load(packed), open_dataset(runs.read_config(run)["command"]["data"], "test"))
+before = json.loads((run / runs.REPORT).read_text())["test_error"]
+print(f"{packed}: {(packed / runs.WEIGHTS).stat().st_size:,} bytes, test error {outcome.error:.2f} % (was {before} %)")

@@ -1,0 +1,67 @@
+"""`capsnet figures`"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from capsnet import runs
+from capsnet.data import AVAILABLE, open_dataset
+from capsnet.errors import InputError
+from capsnet.models import CapsNet
+
+if TYPE_CHECKING:
+    from capsnet.insight.gallery import Draw
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Draw what a trained network knows, and how its training went: PNG and SVG, light and dark."""
+
+    run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run folder; of one that is not complete, only the health of its training is drawn."""
+    out: Path | None = None
+    """Where to put the figures; by default RUN/figures."""
+    data: Annotated[str | None, tyro.conf.arg(help=f"Test images; by default those of the run's set. {AVAILABLE}.")] = (
+        None
+    )
+    image: int | None = None
+    """The test image that is perturbed, routed and turned; by default the first that is recognised."""
+    beside: Path | None = None
+    """The run of another model, a CNN say, to compare with when the image is turned, scaled and shifted."""
+
+    def run(self) -> None:
+        from capsnet.insight.style import as_bytes
+
+        folder = self.out or self.run_folder / "figures"
+        names = []
+        for name, draw in self._figures():
+            runs.make_folder(folder)
+            for dark, suffix in ((False, ""), (True, "-dark")):
+                figure = draw(dark)
+                for kind in ("png", "svg"):
+                    runs.write_atomically(folder / f"{name}{suffix}.{kind}", as_bytes(figure, kind))
+            print(folder / f"{name}.png", flush=True)
+            names.append(name)
+        if not names:
+            raise InputError(f"nothing to draw: {self.run_folder} has no {runs.METRICS}, and its model no capsules")
+        print("each as PNG and SVG, light and dark (NAME-dark)", file=sys.stderr)
+
+    def _figures(self) -> "Iterator[tuple[str, Draw]]":
+        from capsnet.insight.gallery import figures_of
+        from capsnet.insight.health import draw_health, read_history
+
+        runs.read_config(self.run_folder)
+        complete = (self.run_folder / runs.WEIGHTS).exists()
+        run = runs.open_run(self.run_folder) if complete else None
+        if run and isinstance(run.model, CapsNet):
+            beside = runs.load(self.beside) if self.beside else None
+            yield from figures_of(run.model, open_dataset(self.data or run.data or "mnist", "test"), self.image, beside)
+        if (self.run_folder / runs.METRICS).exists():
+            yield "health", partial(draw_health, read_history(self.run_folder))
+            if not complete:
+                print(f"{self.run_folder} is not complete: only its health is drawn", file=sys.stderr)

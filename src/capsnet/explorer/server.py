@@ -1,0 +1,107 @@
+"""The server: it listens where it is told, takes in no more than it must, and sends nothing anywhere."""
+
+import contextlib
+import errno
+import os
+import socket
+import webbrowser
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio would report its use, also without a page
+
+import gradio as gr
+import uvicorn
+from gradio.themes import Base
+
+from capsnet.errors import InputError
+from capsnet.explorer.answers import Explorer
+from capsnet.explorer.api import make_api
+from capsnet.explorer.pages import build
+from capsnet.explorer.pictures import MAX_BYTES
+
+MAX_BODY = MAX_BYTES * 3 // 2
+"""Of a request: a picture in base64, and what is around it."""
+UNUSED = ("/gradio_api/upload", "/gradio_api/proxy", "/gradio_api/vibe", "/gradio_api/stream", "/gradio_api/process")
+"""What Gradio offers and these pages do not need: no file is taken in, none is fetched from elsewhere."""
+
+
+def make_app(explorer: Explorer) -> Any:
+    """The pages and their API as an ASGI application."""
+    blocks = build(explorer)
+    blocks.max_threads = 1  # one answer at a time, in order: each has the processor for itself
+    app = gr.mount_gradio_app(
+        make_api(explorer),
+        blocks,
+        path="/",
+        theme=Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css_paths=Path(__file__).with_name("style.css"),
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        show_error=False,
+    )
+    return Bounded(app)
+
+
+class Bounded:
+    """Refuses requests that are too large, before they are read, and those that no page needs."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif scope["path"].startswith(UNUSED):
+            await _refuse(send, 404)
+        elif _announced(scope) > MAX_BODY:
+            await _refuse(send, 413)
+        else:
+            await self.app(scope, _counted(receive), send)
+
+
+def _announced(scope: Any) -> int:
+    lengths = [value for name, value in scope["headers"] if name == b"content-length"]
+    return int(lengths[0]) if lengths and lengths[0].isdigit() else 0
+
+
+def _counted(receive: Any) -> Any:
+    """A body that did not say how long it is breaks off where it becomes too long."""
+    taken = 0
+
+    async def counted() -> Any:
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        return {"type": "http.disconnect"} if taken > MAX_BODY else message
+
+    return counted
+
+
+async def _refuse(send: Any, status: int) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def serve(explorer: Explorer, host: str, port: int, open_browser: bool) -> None:
+    """Answer until interrupted. Raises `InputError` if it cannot listen there."""
+    if not 0 <= port < 2**16:
+        raise InputError(f"a port is a number from 0 to {2**16 - 1}, not {port}")
+    try:
+        listening = socket.create_server((host, port))
+    except OSError as error:
+        told, _, _ = (error.strerror or str(error)).partition(" (while")
+        hint = "; choose another with --port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else ""
+        raise InputError(f"cannot listen on {host}, port {port}: {told}{hint}") from None
+    app = make_app(explorer)
+    with listening:
+        url = f"http://{host}:{listening.getsockname()[1]}"
+        print(f"{url}   (Ctrl-C ends it)", flush=True)
+        if open_browser:
+            webbrowser.open(url)
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run([listening])

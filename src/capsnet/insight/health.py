@@ -1,0 +1,74 @@
+"""Health of a run, from its log: losses, errors, dead capsules, what routing decides, norms of the layers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from capsnet import runs
+from capsnet.functional import RECONSTRUCTION_WEIGHT
+from capsnet.insight.style import style
+
+PANELS = {
+    "loss": {"loss_mean": "total", "margin_loss": "margin", "reconstruction_loss": "reconstruction, as it counts"},
+    "error (%)": {"train_error": "training", "held_out_error": "held out"},
+    "dead, and undecided (shares)": {
+        "dead_primary": "dead capsule types",
+        "dead_classes": "dead class capsules",
+        "coupling_entropy": "entropy of the couplings",
+    },
+    "norms": {"conv_norm": "Conv1", "primary_norm": "primary capsules", "class_norm": "longest class capsule"},
+}
+"""What is drawn, by the name in `metrics.csv`, and what it is called."""
+LINES = (("o", "-"), ("s", "--"), ("^", ":"))
+
+
+@dataclass(frozen=True)
+class History:
+    """Curves by name, each with a value for every epoch where there is one; in percent, shares, or as they are."""
+
+    epochs: list[float]
+    curves: dict[str, list[float]]
+
+
+def read_history(folder: Path) -> History:
+    """The curves in the log of a run; it need not be complete. Raises `InputError` if there is no log."""
+    rows = runs.read_metrics(folder)
+    names = [name for panel in PANELS.values() for name in panel]
+    curves = {name: [row[name] for row in rows] for name in names if rows and all(name in row for row in rows)}
+    if "reconstruction_loss" in curves:
+        curves["reconstruction_loss"] = [RECONSTRUCTION_WEIGHT * loss for loss in curves["reconstruction_loss"]]
+    return History([row["epoch"] for row in rows], curves)
+
+
+def draw_health(data: History, dark: bool = False) -> Figure:
+    """A panel each for losses, errors, dead capsules with the entropy of the couplings, and norms."""
+    with style(dark) as colours:
+        figure = Figure(figsize=(10, 6.4), layout="constrained")
+        for axis, (title, curves) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+            shades = (colours.first, colours.second, colours.ink)
+            for (name, label), (marker, line), shade in zip(curves.items(), LINES, shades, strict=False):
+                if name in data.curves:
+                    axis.plot(data.epochs, data.curves[name], marker + line, color=shade, markersize=4, label=label)
+            _finish(axis, title)
+        figure.suptitle("Health of the run", fontsize=12, fontweight="bold")
+    return figure
+
+
+def _finish(axis: Axes, title: str) -> None:
+    axis.set_title(title)
+    axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if not axis.lines:
+        axis.text(0.5, 0.5, "not in the log of this run", transform=axis.transAxes, ha="center", va="center")
+        axis.set(xlabel="", xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+        return
+    axis.grid(True)
+    axis.legend()
+    if title == "loss":
+        axis.set_yscale("log")
+    else:
+        axis.set_ylim(bottom=0, top=1.03 if "shares" in title else None)

@@ -1,0 +1,431 @@
+"""The explorer without a browser: what it answers, what it refuses, and that it stays up."""
+
+import base64
+import concurrent.futures
+import http.client
+import importlib.util
+import io
+import json
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from serving import serving
+
+import capsnet
+from capsnet import cli, pretrained, runs
+from capsnet.data.pictures import Framing
+from capsnet.explorer import answers, markup, parts, pictures
+from capsnet.explorer.server import make_app
+from capsnet.insight.overlap import separate
+
+BLACK = Framing("black", 20 / 28, (0.5, 0.5))
+
+
+@pytest.fixture(scope="module")
+def explorer():
+    return answers.open_explorer(None)
+
+
+@pytest.fixture(scope="module")
+def url(explorer):
+    with serving(explorer) as address:
+        yield address
+
+
+def digit(number):
+    return capsnet.open_dataset("mnist", "test").images[number]
+
+
+def png(picture):
+    buffer = io.BytesIO()
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture[0].numpy())).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def as_url(content):
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def ask(url, path, body, timeout=30):
+    with urllib.request.urlopen(f"{url}/api/{path}", body, timeout=timeout) as answer:
+        return json.load(answer)
+
+
+@pytest.mark.parametrize("name", ["mnist", "mnist-cnn"])
+def test_the_packed_models_are_what_their_reports_say(name):
+    folder = pretrained.folder(name)
+    report = runs.read_json(folder / runs.REPORT)
+    digits = capsnet.open_dataset("mnist", "test").select(slice(0, 10_000, 5))
+    assert report["test_images"] == 10_000
+    assert report["test_error"] < 1
+    assert capsnet.evaluate(capsnet.load(folder), digits).error == pytest.approx(report["test_error"], abs=0.4)
+    assert (folder / runs.WEIGHTS).stat().st_size < 3_000_000
+
+
+def test_the_packed_model_for_pairs_tells_digits_apart():
+    pairs = capsnet.open_dataset("multimnist", "test").batch(0, 1000)
+    model = capsnet.load(pretrained.folder("multimnist"))
+    with torch.inference_mode():
+        lengths = model(pairs.images.float() / 255).lengths
+    found = lengths.topk(2).indices
+    right = (pairs.labels[:, :, None] == found[:, None, :]).any(2).float().mean()
+    assert right > 0.85
+    assert (pretrained.folder("multimnist") / runs.WEIGHTS).stat().st_size < 3_000_000
+
+
+def test_a_look_is_what_the_model_says(explorer):
+    subject, image = explorer.single, digit(4)
+    seen = answers.look(subject, image)
+    with torch.inference_mode():
+        out = subject.model(image[None].float() / 255)
+        drawn = subject.model.reconstruct(out.capsules)[0]
+    assert seen.winner == int(out.lengths.argmax()) == 4
+    torch.testing.assert_close(seen.agreement.lengths, out.lengths[0])
+    torch.testing.assert_close(seen.reconstruction, drawn)
+
+
+def test_a_drawing_by_touch_is_framed_as_mnist_is(explorer):
+    """A digit drawn small and in a corner of the pad reaches the network in the middle, and as large as usual."""
+    subject = explorer.single
+    for number in (4, 1, 2, 7):  # of the first test digits: 4, 2, 1, 9
+        image = digit(number)
+        small = Image.new("L", (280, 280))
+        small.paste(Image.fromarray(image[0].numpy()).resize((110, 110), Image.Resampling.BICUBIC), (150, 20))
+        framed = pictures.read_bytes(png(small), subject.shape, subject.run.framing)
+        ink = torch.nonzero(framed[0] > 127)
+        assert int((ink.max(0).values - ink.min(0).values).max()) in range(17, 21)
+        assert answers.look(subject, framed).winner == answers.look(subject, image).winner
+
+
+def test_moving_a_capsule_draws_something_else(explorer):
+    subject = explorer.single
+    capsule = [0.1 * (-1) ** k for k in range(16)]
+    once = answers.draw(subject, 3, capsule)
+    moved = answers.draw(subject, 3, [capsule[0] + 0.4, *capsule[1:]])
+    flat = torch.zeros(10, 16)
+    flat[3] = torch.tensor(capsule)
+    with torch.inference_mode():
+        torch.testing.assert_close(once[0], subject.model.decoder.stages(flat.flatten()).view(28, 28))
+    assert (once - moved).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("number", "capsule"),
+    [
+        (3, [0.0] * 15),
+        (3, [float("nan")] * 16),
+        (3, [1e9] * 16),
+        (3, ["x"] * 16),
+        (3, None),
+        (11, [0.0] * 16),
+        ("3", []),
+    ],
+)
+def test_a_capsule_that_is_none_is_refused(explorer, number, capsule):
+    with pytest.raises(capsnet.InputError):
+        answers.draw(explorer.single, number, capsule)
+
+
+def test_two_things_are_told_apart_and_classes_forced(explorer):
+    subject = explorer.pair
+    image = subject.test_set.batch(0, 1).images[0]
+    order = separate(subject.model, image, subject.names).lengths.argsort(descending=True).tolist()
+    assert answers.tell_apart(subject, image).classes.tolist() == order[:2]
+    assert answers.tell_apart(subject, image, (order[9], None)).classes.tolist() == [order[9], order[0]]
+    assert answers.tell_apart(subject, image, (None, order[0])).classes.tolist() == [order[1], order[0]]
+    assert answers.tell_apart(subject, image, (3, 3)).classes.tolist() == [3, 3]
+
+
+def test_a_turn_follows_the_class_and_the_cnn_answers_beside(explorer):
+    image = digit(0)
+    still = answers.turn(explorer, image, 0, 1, 0, 0)
+    assert (still.image == image).all()
+    assert still.angle < 0.1
+    turned = answers.turn(explorer, image, 30.0, 0.9, 2, -1)
+    assert turned.number == still.number == 7
+    assert turned.angle > 1
+    with torch.inference_mode():
+        before, after = explorer.single.model(torch.stack([image, turned.image]).float() / 255).capsules[:, 7]
+        cnn = explorer.cnn.probabilities(turned.image[None].float() / 255)[0]
+    torch.testing.assert_close(turned.cnn, cnn)
+    assert turned.lengths[7] == pytest.approx(float(after.norm()), abs=1e-5)
+    cosine = float(before @ after / before.norm() / after.norm())
+    assert turned.angle == pytest.approx(torch.tensor(cosine).arccos().rad2deg().item(), abs=0.1)
+    for wrong in ((90, 1, 0, 0), (0, 1, 0), (0, 9, 0, 0), (0, 1, float("nan"), 0), (0, 1, 0, "x")):
+        with pytest.raises(capsnet.InputError):
+            answers.turn(explorer, image, *wrong)
+
+
+def test_images_to_pick_from_are_one_of_each_class_and_then_others(explorer):
+    first, second = (answers.to_pick_from(explorer.single, turn) for turn in (0, 1))
+    assert [name for _, name in first] == [str(k) for k in range(10)]
+    for number, name in (*first, *second):
+        assert int(explorer.single.test_set.labels[number]) == int(name)
+    assert not {number for number, _ in first} & {number for number, _ in second}
+    number, name = answers.to_pick_from(explorer.pair, 3)[4]
+    labels = explorer.pair.test_set.batch(number, number + 1).labels[0].tolist()
+    assert name == f"{labels[0]} and {labels[1]}"
+    answers.to_pick_from(explorer.pair, 10**9)  # comes round again
+    with pytest.raises(capsnet.InputError, match="no test image"):
+        answers.pick(explorer.single, 10_000)
+
+
+def test_a_run_of_the_users_takes_the_place_of_the_one_that_it_is_like(tmp_path):
+    model = capsnet.CapsNet((3, 24, 20), 4, conv_channels=4, primary_types=2, decoder_hidden=(8,))
+    capsnet.save(model, tmp_path / "run", classes=["cat", "dog", "<b>", "owl"])
+    own = answers.open_explorer(tmp_path / "run")
+    assert own.single.shape == (3, 24, 20)
+    assert (own.single.test_set, own.cnn) == (None, None)
+    seen = answers.look(own.single, torch.zeros(3, 24, 20, dtype=torch.uint8))
+    assert "&lt;b&gt;" in markup.bars(own.single.names, {"length": seen.agreement.lengths}, [2])
+    assert "<b>" not in markup.votes(seen.agreement)
+    capsnet.save(model, tmp_path / "pairs", command={"data": "multimnist"})
+    assert answers.open_explorer(tmp_path / "pairs").single.test_set is None  # its shape is not that of pairs
+
+
+def test_runs_without_capsules_to_draw_are_refused(tmp_path, capsys):
+    sizes = {"conv_channels": 4, "primary_types": 2}
+    capsnet.save(capsnet.CapsNet((1, 28, 28), 10, decoder=False, **sizes), tmp_path / "bare")
+    capsnet.save(capsnet.BaselineCNN((1, 28, 28), 10, width=0.02), tmp_path / "cnn")
+    for folder, told in (("bare", "without a decoder"), ("cnn", "no CapsNet"), ("none", "no run folder")):
+        assert cli.main(["explore", str(tmp_path / folder), "--no-browser"]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_told_in_one_line(capsys, url):
+    port = url.rsplit(":", 1)[1]
+    assert cli.main(["explore", "--no-browser", "--port", port]) == 2
+    err = capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1, port {port}: Address already in use; choose another with --port" in err
+    assert err.count("\n") == 1
+    for options, told in ((["--port", "99999"], "0 to 65535, not 99999"), (["--host", "300.1.1.1"], "cannot listen")):
+        assert cli.main(["explore", "--no-browser", *options]) == 2
+        assert told in capsys.readouterr().err
+
+
+PALE = Image.new("L", (300, 300), 99)
+
+
+@pytest.mark.parametrize(
+    ("picture", "told"),
+    [
+        *((None, "no picture yet"), ("", "no picture yet"), (7, "no picture yet")),
+        *(("http://example.org/x.png", "data URL"), ("garbage", "data URL"), ("data:text/plain,hello", "data URL")),
+        ("data:image/png;base64,%%%", "not in base64"),
+        (as_url(b""), "not a picture that can be read"),
+        (as_url(b"garbage"), "not a picture that can be read"),
+        (as_url(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not a picture that can be read"),
+        (as_url(b"0" * 10_500_000), r"10\.5 MB; the limit is 10 MB"),
+        (as_url(png(Image.new("L", (6000, 6000)))), "6000×6000 pixels; the limit is 25,000,000"),
+        (as_url(png(PALE)[:-40]), "damaged"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_what_is_no_picture_is_refused(picture, told):
+    with pytest.raises(capsnet.InputError, match=told):
+        pictures.read_url(picture, (1, 28, 28), BLACK)
+
+
+def test_pictures_travel_unchanged():
+    assert (pictures.read_url(pictures.to_url(digit(0)), (1, 28, 28), BLACK) == digit(0)).all()
+    colour = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8)
+    assert (pictures.read_url(pictures.to_url(colour / 255), (3, 20, 30), Framing()) == colour).all()
+    assert pictures.to_url(torch.rand(2, 5, 5)).startswith("data:image/png")
+
+
+def test_what_the_parts_of_a_page_send_is_not_trusted():
+    assert parts.picked({"number": 5}) == 5
+    assert parts.picked(None) == parts.picked({"number": "x"}) == parts.turn_of([]) == 0
+    assert parts.moved({"number": 1, "capsule": [0.5, 0], "offsets": [0.25, -1]}) == (1, [0.75, -1])
+    for wrong in (
+        None,
+        {},
+        {"number": 1, "capsule": [1], "offsets": [1, 2]},
+        {"number": 1, "capsule": 1, "offsets": 2},
+    ):
+        with pytest.raises(capsnet.InputError, match="no capsule"):
+            parts.moved(wrong)
+    with pytest.raises(capsnet.InputError, match=r"11\.0 MB"):
+        parts.opened({"size": 11_000_000})
+
+
+# ——— over the wire
+
+
+def test_the_api_answers_what_the_pages_show(url, explorer):
+    said = ask(url, "look", png(digit(0)))
+    seen = answers.look(explorer.single, digit(0))
+    assert said["class"] == "7"
+    assert list(said["lengths"].values()) == pytest.approx(seen.agreement.lengths.tolist(), abs=1e-4)
+    torch.testing.assert_close(torch.tensor(said["votes"]), seen.agreement.by_position, atol=1e-4, rtol=0)
+    assert said["reconstruction"] == pictures.to_url(seen.reconstruction)
+    drawn = ask(url, "draw", json.dumps({"class": "7", "capsule": said["capsule"]}).encode())
+    assert drawn["reconstruction"].startswith("data:image/png;base64,")
+    pair = ask(url, "separate?second=5", png(explorer.pair.test_set.batch(0, 1).images[0]))
+    assert pair["classes"][1] == "5"
+    assert len(pair["reconstructions"]) == 2
+    turned = ask(url, "turn?rotation=20&down=1", png(digit(0)))
+    assert (turned["class"], turned["cnn"].keys()) == ("7", said["lengths"].keys())
+    assert turned["image"] == pictures.to_url(answers.turn(explorer, digit(0), 20, 1, 0, 1).image)
+    assert ask(url, "turn", png(digit(0)))["angle"] < 0.1  # what is left out changes nothing
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "told"),
+    [
+        ("look", b"garbage", "not a picture that can be read"),
+        ("look", b"0" * 10_500_000, "the limit is 10 MB"),
+        ("draw", b"garbage", "send JSON"),
+        ("draw", b'["7"]', "send JSON"),
+        ("draw", b'{"class": "7", "capsule": [1, 2]}', "16 numbers"),
+        ("draw", b'{"class": "eleven", "capsule": []}', "there is no class 'eleven'; there are: 0, 1"),
+        ("separate?first=x", png(PALE), "there is no class 'x'"),
+        ("turn?rotation=1000", png(PALE), "from -60 to 60, not 1000"),
+        ("turn?scale=big", png(PALE), "scale: Input should be a valid number"),
+        ("turn?down=nan", png(PALE), "from -10 to 10, not nan"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_the_api_says_what_is_wrong(url, path, body, told):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        ask(url, path, body)
+    assert refused.value.code == 400
+    assert told in json.load(refused.value)["error"]
+
+
+def test_the_examples_in_the_documentation_work(url, explorer, tmp_path):
+    text = (Path(__file__).parents[1] / "docs" / "explorer.md").read_text().replace("http://127.0.0.1:7860", url)
+    (tmp_path / "digit.png").write_bytes(png(digit(0)))
+    (tmp_path / "pair.png").write_bytes(png(explorer.pair.test_set.batch(0, 1).images[0]))
+    program = re.search("```python\n(.*?)```", text, re.DOTALL)[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.startswith("7 {'0': 0.0"), done.stderr
+    commands = re.findall(r"^\$ (curl .*)$", text, re.MULTILINE)
+    assert len(commands) == 3
+    if shutil.which("curl"):
+        for command in commands:
+            said = json.loads(subprocess.check_output([*shlex.split(command), "--silent"], cwd=tmp_path))
+            assert ("classes" in said) == ("separate" in command)
+
+
+def test_the_command_serves_until_it_is_interrupted(tmp_path):
+    command = [sys.executable, "-m", "capsnet", "explore", "--port", "0", "--no-browser"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    address = server.stdout.readline().split()[0]
+    assert ask(address, "look", png(digit(0)))["class"] == "7"
+    server.send_signal(signal.SIGINT)
+    out, err = server.communicate(timeout=30)
+    assert (server.returncode, out, err) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_gradio_it_says_what_to_install(monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gradio" else find(name))
+    assert cli.main(["explore"]) == 2
+    assert "pip install 'capsnet[explorer]'" in capsys.readouterr().err
+
+
+def test_one_answer_is_computed_at_a_time(explorer):
+    """Two figures drawn at once would mix up Matplotlib's settings, and 40 answers at once would starve each other."""
+    app = make_app(explorer)
+    blocks = app.app.routes[-1].app.get_blocks()
+    blocks.create_limiter()  # as it does when it starts
+    assert blocks.limiter.total_tokens == 1
+
+
+def test_it_stays_up_under_garbage(url):
+    """Random bodies, wrong types, huge and endless bodies, paths that no page needs; then it answers as before."""
+    draw = random.Random(0)
+    port = int(url.rsplit(":", 1)[1])
+
+    def throw(path, body):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        try:
+            connection.request("POST", path, body, {"Content-Type": "application/json"})
+            return connection.getresponse().status
+        except (BrokenPipeError, ConnectionResetError):  # refused while we were still talking
+            return 413
+        finally:
+            connection.close()
+
+    values = [None, 1, "x", [], {}, [[]], {"number": -1}, 1e308, "data:image/png;base64,AAAA", True]
+    for _ in range(100):
+        data = [draw.choice(values) for _ in range(draw.randrange(6))]
+        body = {"data": data, "fn_index": draw.randrange(-2, 40), "event_data": draw.choice(values)}
+        throw("/gradio_api/run/predict", json.dumps({**body, "session_hash": "x"}))
+        path = draw.choice(["look", "draw", "turn", "separate", "none"])
+        assert throw(f"/api/{path}", draw.choice([draw.randbytes(300), json.dumps(body)])) in (400, 404, 405)
+    assert throw("/api/look", b"0" * 16_000_000) == 413
+    assert throw("/api/look", (b"0" * 100_000 for _ in range(200))) >= 400  # in chunks, of unknown length
+    assert throw("/gradio_api/upload", b"x") == 404
+    assert ask(url, "look", png(digit(0)))["class"] == "7"
+
+
+def test_fifty_clients_at_once_are_all_answered(url):
+    expected = [ask(url, "look", png(digit(k)))["class"] for k in range(50)]
+
+    def client(number):
+        with urllib.request.urlopen(url, timeout=60) as opened:
+            assert opened.status == 200
+        return [ask(url, "look", png(digit(number)), timeout=60)["class"] for _ in range(3)]
+
+    with concurrent.futures.ThreadPoolExecutor(50) as pool:
+        said = list(pool.map(client, range(50)))
+    assert said == [[name] * 3 for name in expected]
+
+
+def test_an_update_takes_under_100_milliseconds_on_one_core(url):
+    """A picture and its answer over the wire, with one thread for the network's arithmetic."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        page = png(digit(0))
+        capsule = json.dumps({"class": "7", "capsule": ask(url, "look", page)["capsule"]}).encode()
+        for path, body in (("look", page), ("draw", capsule), ("turn?rotation=5", page), ("separate", page)):
+            seconds = []
+            for _ in range(15):
+                started = time.perf_counter()
+                ask(url, path, body)
+                seconds.append(time.perf_counter() - started)
+            assert sorted(seconds)[7] < 0.1, path
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_nothing_is_sent_anywhere(explorer, monkeypatch):
+    """From start to answer no connection is opened but those of the clients, and no name is looked up."""
+    import socket
+
+    opened = []
+    connect, lookup = socket.socket.connect, socket.getaddrinfo
+
+    def watched(self, address):
+        opened.append(address)
+        return connect(self, address)
+
+    def watched_lookup(host, *rest, **named):
+        opened.append((host,))
+        return lookup(host, *rest, **named)
+
+    monkeypatch.setattr(socket.socket, "connect", watched)
+    monkeypatch.setattr(socket, "getaddrinfo", watched_lookup)
+    with serving(explorer) as address:
+        ask(address, "look", png(digit(0)))
+        time.sleep(0.5)
+    hosts = {str(address[0]) for address in opened if isinstance(address, tuple)}
+    assert hosts <= {"127.0.0.1", "localhost", "::1"}
+    assert threading.active_count() < 100
