@@ -89,7 +89,8 @@ def test_a_row_is_what_it_says(name):
     json.dumps(row.definition())
 
 
-def test_a_run_leaves_a_record_with_all_that_is_needed_to_judge_it(tiny, capsys):
+def test_a_run_leaves_a_record_with_all_that_is_needed_to_judge_it(tiny, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/capsnet", "reproduce", "tiny", "--seeds", "2"])
     status, out, err = command(capsys, "tiny", "--seeds", 2)
     assert status == 0
     record = record_of(tiny, "tiny-2-epochs-seed-1")
@@ -105,7 +106,7 @@ def test_a_run_leaves_a_record_with_all_that_is_needed_to_judge_it(tiny, capsys)
     assert low < record["final"]["error"] < high
     assert record["environment"]["torch"] == torch.__version__
     assert record["seconds"]["training"] > 0
-    assert record["command"].startswith("capsnet ")
+    assert record["command"] == "capsnet reproduce tiny --seeds 2"
     assert record["commit"] == records.current_commit()
     assert record["recipe"]["seed"] == 1
     errors = [record_of(tiny, f"tiny-2-epochs-seed-{seed}")["final"]["error"] for seed in (0, 1)]
