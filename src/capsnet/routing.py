@@ -73,11 +73,12 @@ def couplings(
     with torch.autocast(inputs.device.type, enabled=False):
         inputs, weight = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (inputs, weight))
         u = routing_passes.arrange_inputs(inputs)
-        total = torch.zeros_like(routing_passes.sum_votes(u, weight, None, leaky))
+        total = u.new_zeros(len(weight), len(inputs), weight.shape[3])
         history = []
-        for _ in range(iterations):
+        for left in reversed(range(iterations)):
             history.append(routing_passes.couplings(u, weight, total, leaky).permute(2, 1, 0))
-            total = total + squash(routing_passes.sum_votes(u, weight, total, leaky))
+            if left:
+                total = total + squash(routing_passes.sum_votes(u, weight, total, leaky))
         return torch.stack(history)
 
 

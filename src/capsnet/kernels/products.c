@@ -20,7 +20,7 @@ typedef struct {
     const n *arow, *ak, *bk, *crow;      /* rows of a, k in a, k in b, rows of c */
     const n *brun, *crun, *length;       /* runs of columns: where they start in b and c, and how long they are */
     const n *bcolumn;                    /* columns of b within a run, if they are not contiguous */
-    n products, rows, depth, runs, rows_a_task, runs_a_task;
+    n products, rows, depth, runs, rows_a_task;
     int add, relu, stream;
 } job;
 
@@ -121,51 +121,46 @@ static void (*const rows[])(const strip *, n) = {0, rows1, rows2, rows3, rows4, 
 static void task(const void *argument, n t) {
     const job *j = argument;
     const n row_tasks = (j->rows + j->rows_a_task - 1) / j->rows_a_task;
-    const n run_tasks = (j->runs + j->runs_a_task - 1) / j->runs_a_task;
-    const n z = t / (row_tasks * run_tasks), first = t / run_tasks % row_tasks * j->rows_a_task;
+    const n z = t / (row_tasks * j->runs), first = t / j->runs % row_tasks * j->rows_a_task, run = t % j->runs;
     const n last = first + j->rows_a_task < j->rows ? first + j->rows_a_task : j->rows;
-    const n run0 = t % run_tasks * j->runs_a_task, run1 = run0 + j->runs_a_task < j->runs ? run0 + j->runs_a_task : j->runs;
     const int pack_first = last - first > 16 || j->bcolumn; /* else reading it in place twice is quicker */
     float panel[DEEP * WIDE] __attribute__((aligned(64)));
-    for (n run = run0; run < run1; run++) {
-        const n length = j->length[run];
-        for (n k = 0; k < j->depth; k += DEEP)
-            for (n x = 0; x < length; x += WIDE) {
-                const n columns = length - x < WIDE ? length - x : WIDE;
-                const unsigned mask = columns == WIDE ? ~0u : (1u << columns) - 1;
-                const n depth = j->depth - k < DEEP ? j->depth - k : DEEP;
-                const int end = k + depth == j->depth;
-                const float *b = j->b + j->b0[z] + j->brun[run] + (j->bcolumn ? 0 : x);
-                if (pack_first) pack(panel, b, j->bk + k, j->bcolumn ? j->bcolumn + x : 0, depth, columns);
-                const strip s = {
-                    .a = j->a + j->a0[z],
-                    .b = pack_first ? panel : b,
-                    .bias = end ? j->bias : 0,
-                    .c = j->c + j->c0[z] + j->crun[run] + x,
-                    .arow = j->arow,
-                    .ak = j->ak + k,
-                    .bk = pack_first ? packed : j->bk + k,
-                    .crow = j->crow,
-                    .depth = depth,
-                    /* where rows lie side by side, the next ones: nobody else would fetch them in time */
-                    .ahead = j->rows > 1 && j->arow[1] - j->arow[0] == 1 ? L : 0,
-                    .left = (__mmask16)mask,
-                    .right = (__mmask16)(mask >> L),
-                    .add = j->add || k,
-                    .relu = end && j->relu,
-                    .stream = j->stream && columns == WIDE,
-                };
-                for (n row = first, count; row < last; row += count) {
-                    const n left = last - row; /* nine to fifteen in two equal parts: few rows at a time are slow */
-                    count = left >= 16 || left == 8 ? 8 : left > 8 ? (left + 1) / 2 : left;
-                    rows[count](&s, row);
-                }
+    const n length = j->length[run];
+    for (n k = 0; k < j->depth; k += DEEP)
+        for (n x = 0; x < length; x += WIDE) {
+            const n columns = length - x < WIDE ? length - x : WIDE;
+            const unsigned mask = columns == WIDE ? ~0u : (1u << columns) - 1;
+            const n depth = j->depth - k < DEEP ? j->depth - k : DEEP;
+            const int end = k + depth == j->depth;
+            const float *b = j->b + j->b0[z] + j->brun[run] + (j->bcolumn ? 0 : x);
+            if (pack_first) pack(panel, b, j->bk + k, j->bcolumn ? j->bcolumn + x : 0, depth, columns);
+            const strip s = {
+                .a = j->a + j->a0[z],
+                .b = pack_first ? panel : b,
+                .bias = end ? j->bias : 0,
+                .c = j->c + j->c0[z] + j->crun[run] + x,
+                .arow = j->arow,
+                .ak = j->ak + k,
+                .bk = pack_first ? packed : j->bk + k,
+                .crow = j->crow,
+                .depth = depth,
+                /* where rows lie side by side, the next ones: nobody else would fetch them in time */
+                .ahead = j->rows > 1 && j->arow[1] - j->arow[0] == 1 ? L : 0,
+                .left = (__mmask16)mask,
+                .right = (__mmask16)(mask >> L),
+                .add = j->add || k,
+                .relu = end && j->relu,
+                .stream = j->stream && columns == WIDE,
+            };
+            for (n row = first, count; row < last; row += count) {
+                const n left = last - row; /* nine to fifteen in two equal parts: few rows at a time are slow */
+                count = left >= 16 || left == 8 ? 8 : left > 8 ? (left + 1) / 2 : left;
+                rows[count](&s, row);
             }
-    }
+        }
 }
 
 void capsnet_products(const job *j, int threads) {
     const n row_tasks = (j->rows + j->rows_a_task - 1) / j->rows_a_task;
-    const n run_tasks = (j->runs + j->runs_a_task - 1) / j->runs_a_task;
-    share_out(task, j, j->products * row_tasks * run_tasks, threads);
+    share_out(task, j, j->products * row_tasks * j->runs, threads);
 }

@@ -40,7 +40,7 @@ def offsets(*dimensions: tuple[int, int]) -> list[int]:
 
 
 _TABLES = ("a0", "b0", "c0", "arow", "ak", "bk", "crow", "brun", "crun", "length", "bcolumn")
-_SIZES = ("products", "rows", "depth", "runs", "rows_a_task", "runs_a_task")
+_SIZES = ("products", "rows", "depth", "runs", "rows_a_task")
 
 
 class _Job(ctypes.Structure):
@@ -77,7 +77,7 @@ class Products:
         self._tables = [None if x is None else torch.tensor(x, dtype=torch.long, device="cpu") for x in listed]
         tables = (None if x is None else x.data_ptr() for x in self._tables)
         sizes = len(z[0]), len(rows[0]), len(depth[0]), len(runs.b)
-        self._job = (*tables, *sizes, rows_a_task or len(rows[0]), 1)
+        self._job = (*tables, *sizes, rows_a_task or len(rows[0]))
         self._aligned = not any(start % 16 for start in (*z[2], *rows[1], *runs.c))
 
     def __call__(

@@ -63,8 +63,8 @@ class Steps:
         self.width = max(columns.extent, columns.padding + columns.size)
         self.tiles = rows.tiles * columns.tiles
         self.images = self.tiles * batch
-        self.pixel, self.tap = _apart(channels * batch), _apart(channels * out)
-        self.result_value = _apart(out * self.images)
+        self.pixel, self.tap = channels * batch, channels * out
+        self.result_value = out * self.images
         found = frequencies(rows.tile, rows.taps())
         pixels, taps = planes(found, "pixels"), planes(found, "taps")
         self.planes = len(pixels)
@@ -86,28 +86,21 @@ class Steps:
         return [(phases, count) for phases, count in classes if phases]
 
     def _pixel_rows(self, matrix: Tensor, phases: range) -> Transform:
-        rows, numbers = self.rows, self.channels * self.batch
-        source_row, row = self.width * numbers, self.width * self.pixel
+        rows, row = self.rows, self.width * self.pixel
         starts = [
-            [((tile * rows.tile * rows.stride + s) * source_row, (s * rows.tiles + tile) * row) for s in phases]
+            [((tile * rows.tile * rows.stride + s) * row, (s * rows.tiles + tile) * row) for s in phases]
             for tile in range(rows.tiles)
         ]
-        pixels = offsets((rows.points, rows.stride * source_row))
+        pixels = offsets((rows.points, rows.stride * row))
         targets = offsets((len(matrix), rows.phases * rows.tiles * row))
-        return Transform(matrix, pixels, targets, starts, runs(numbers, self.width, numbers, self.pixel))
+        return Transform(matrix, pixels, targets, starts, runs(row))
 
     def _tap_rows(self, matrix: Tensor, phases: range) -> Transform:
-        rows, width, numbers = self.rows, self.columns.kernel, self.channels * self.out
-        source_row, row = width * numbers, width * self.tap
-        taps = offsets((rows.taps(phases[0]), rows.stride * source_row))
+        rows, row = self.rows, self.columns.kernel * self.tap
+        taps = offsets((rows.taps(phases[0]), rows.stride * row))
         targets = offsets((len(matrix), rows.phases * row))
-        starts = [[(s * source_row, s * row) for s in phases]]
-        return Transform(matrix[:, : len(taps)], taps, targets, starts, runs(numbers, width, numbers, self.tap))
-
-
-def _apart(numbers: int) -> int:
-    """A stride for so many numbers: at a multiple of 4 KiB, all would fall on the same few lines of the cache."""
-    return numbers + 48 if numbers % 1024 == 0 else numbers
+        starts = [[(s * row, s * row) for s in phases]]
+        return Transform(matrix[:, : len(taps)], taps, targets, starts, runs(row))
 
 
 class GroupSteps:
@@ -168,7 +161,7 @@ class PieceSteps:
         self.count = len(crossing.pixels)
         self.row_phases, self.column_phases = crossing.phases
         self.inputs = self.row_phases * self.column_phases * channels
-        self.pixel_value, self.tap_value = _apart(self.inputs * steps.images), _apart(self.inputs * steps.out)
+        self.pixel_value, self.tap_value = self.inputs * steps.images, self.inputs * steps.out
         self.pixels = self._pixels()
         columns = steps.columns
         classes = range(min(columns.full, self.column_phases)), range(columns.full, self.column_phases)
