@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from capsnet import kernels
-from capsnet.kernels.products import Products, offsets, runs
+from capsnet.kernels.products import Place, Products, Program, offsets, runs
 from capsnet.spectral import best_tile, spectral_conv2d, steps_of, tap_planes
 from capsnet.spectral.steps import Steps
 from capsnet.tracing import is_traced
@@ -72,32 +72,43 @@ def direct_wins(x: Tensor, weight: Tensor) -> bool:
 
 
 @lru_cache(maxsize=32)
-def _direct_steps(x: torch.Size, weight: torch.Size, stride: int) -> tuple[Products, Products]:
-    """The convolution, and its weight's gradient for each row of results; x is padded."""
+def _direct_forward(x: torch.Size, weight: torch.Size, stride: int, bias: bool, relu: bool) -> Program:
+    """From ``pixels``, which are padded, ``weight`` and ``bias`` to ``y``."""
     (batch, channels, height, width), (out, _, kh, kw) = x, weight
     rows, columns = (height - kh) // stride + 1, (width - kw) // stride + 1
     pixel, row = channels * batch, width * channels * batch
     taps = offsets((channels, batch), (kh, row), (kw, pixel))
-    count = len(taps)
-    with torch.inference_mode(False):  # these outlive the caller's mode
-        forward = Products(
-            (
-                [0] * (rows * columns),
-                offsets((rows, stride * row), (columns, stride * pixel)),
-                offsets((rows * columns, out * batch)),
-            ),
+    count, program = len(taps), Program()
+    starts = offsets((rows, stride * row), (columns, stride * pixel)), offsets((rows * columns, out * batch))
+    with torch.inference_mode(False):  # this outlives the caller's mode
+        products = Products(
+            ([0] * (rows * columns), *starts),
             (offsets((out, count)), offsets((out, batch))),
             (range(count), taps),
             runs(batch, longest=512),
         )
-        backward = Products(
+    places = (Place(name) for name in ("weight", "pixels", "y"))
+    program.add(products, *places, bias="bias" if bias else None, relu=relu, large=True)
+    return program
+
+
+@lru_cache(maxsize=32)
+def _direct_backward(grad: torch.Size, x: torch.Size, weight: torch.Size, stride: int) -> Program:
+    """From some rows of ``grad``, and the ``pixels`` below, to the weight's gradient from ``each_row``."""
+    (rows, columns, out, batch), (_, channels, _, width), (_, _, kh, kw) = grad, x, weight
+    pixel, row = channels * batch, width * channels * batch
+    taps = offsets((channels, batch), (kh, row), (kw, pixel))
+    count, program = len(taps), Program()
+    with torch.inference_mode(False):
+        products = Products(
             (offsets((rows, columns * out * batch)), offsets((rows, stride * row)), offsets((rows, out * count))),
             (offsets((out, batch)), offsets((out, count))),
             (offsets((columns, out * batch), (batch, 1)), offsets((columns, stride * pixel), (batch, 1))),
             runs(count),
             columns=taps,
         )
-    return forward, backward
+    program.add(products, Place("grad"), Place("pixels"), Place("each_row"))
+    return program
 
 
 class _DirectConvolution(torch.autograd.Function):
@@ -110,8 +121,9 @@ class _DirectConvolution(torch.autograd.Function):
         height, width, _, batch = pixels.shape
         rows, columns = ((size - k) // stride + 1 for size, k in zip((height, width), weight.shape[2:], strict=True))
         y = x.new_empty(rows, columns, len(weight), batch)
-        forward, _ = _direct_steps(pixels.permute(3, 2, 0, 1).shape, weight.shape, stride)
-        forward(weight.detach().contiguous(), pixels, y, bias=bias, relu=relu, large=True)
+        program = _direct_forward(pixels.permute(3, 2, 0, 1).shape, weight.shape, stride, bias is not None, relu)
+        buffers = {"weight": weight.detach().contiguous(), "pixels": pixels, "y": y}
+        program(**buffers if bias is None else {**buffers, "bias": bias.detach().contiguous()})
         y = y.permute(3, 2, 0, 1).data  # no view of anything, so that it may be changed in place
         ctx.save_for_backward(x, weight, y if relu else None)
         return y
@@ -120,21 +132,38 @@ class _DirectConvolution(torch.autograd.Function):
     def backward(ctx, *grad_outputs: Tensor):
         (grad,) = grad_outputs
         (x, weight, y), stride, padding = ctx.saved_tensors, ctx.stride, ctx.padding
-        grad_x = grad_weight = None
+        want_x, want_weight, want_bias = ctx.needs_input_grad[:3]
+        if not want_x and not torch.is_grad_enabled():
+            grad_weight, grad_bias = _weight_gradient(grad, x, weight, y, stride, padding)
+            return None, grad_weight if want_weight else None, grad_bias if want_bias else None, None, None, None
         if ctx.relu:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)
-        if ctx.needs_input_grad[0]:
-            grad_x = conv2d_input(x.shape, weight, grad, stride, padding)
-        if ctx.needs_input_grad[1]:
-            if torch.is_grad_enabled():
-                grad_weight = conv2d_weight(x, weight.shape, grad, stride, padding)
-            else:
-                pixels, g = _padded(x, padding), grad.permute(2, 3, 1, 0).contiguous()
-                _, backward = _direct_steps(pixels.permute(3, 2, 0, 1).shape, weight.shape, stride)
-                each_row = g.new_empty(len(g), *weight.shape)
-                backward(g, pixels, each_row)
-                grad_weight = each_row.sum(0)
-        return grad_x, grad_weight, grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None, None, None, None
+        grad_x = conv2d_input(x.shape, weight, grad, stride, padding) if want_x else None
+        grad_weight = conv2d_weight(x, weight.shape, grad, stride, padding) if want_weight else None
+        return grad_x, grad_weight, grad.sum((0, 2, 3)) if want_bias else None, None, None, None
+
+
+def _weight_gradient(
+    grad: Result, x: Image, weight: Kernel, y: Result | None, stride: int, padding: int
+) -> tuple[Kernel, Bias]:
+    """Of weight and bias; where ``y`` is zero or below, a ReLU has hidden it.
+
+    A few rows at a time: what the ReLU lets through is never in memory as a whole.
+    """
+    pixels, g = _padded(x, padding), grad.permute(2, 3, 1, 0)
+    rows_at_once = 2 * torch.get_num_threads()
+    grad_weight, grad_bias = torch.zeros_like(weight, memory_format=torch.contiguous_format), g.new_zeros(len(weight))
+    for top in range(0, len(g), rows_at_once):
+        some = g[top : top + rows_at_once]
+        if y is not None:
+            some = torch.ops.aten.threshold_backward(some, y.permute(2, 3, 1, 0)[top : top + rows_at_once], 0)
+        some = some.contiguous()
+        program = _direct_backward(some.shape, pixels.permute(3, 2, 0, 1).shape, weight.shape, stride)
+        each_row = g.new_empty(len(some), *weight.shape)
+        program(grad=some, pixels=pixels[top * stride :], each_row=each_row)
+        grad_weight += each_row.sum(0)
+        grad_bias += some.sum((0, 1, 3))
+    return grad_weight, grad_bias
 
 
 def _padded(x: Image, padding: int) -> Float[Tensor, "y x channels batch"]:

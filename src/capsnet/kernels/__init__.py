@@ -1,4 +1,4 @@
-"""Kernels in C for processors with AVX-512: routing, and the matrix products of the spectral convolution.
+"""Kernels in C for processors with AVX-512 or AVX2: routing, and the matrix products of the spectral convolution.
 
 They are compiled when the package is installed, if there is a compiler (`setup.py`), and are used when the processor
 has what they need. Without them everything works through PyTorch alone, only slower: `available` says which it is.
@@ -11,11 +11,15 @@ from importlib.util import find_spec
 import torch
 
 
+_LEVELS = {"AVX512": "_avx512", "AVX2": "_avx2"}
+
+
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None where they were not compiled or this processor cannot run them."""
-    spec = find_spec("capsnet.kernels._compiled")
-    if spec is None or spec.origin is None or torch.backends.cpu.get_cpu_capability() != "AVX512":
+    level = torch.backends.cpu.get_cpu_capability()
+    spec = find_spec(f"capsnet.kernels.{_LEVELS[level]}") if level in _LEVELS else None
+    if spec is None or spec.origin is None:
         return None
     try:
         compiled = ctypes.CDLL(spec.origin)
@@ -37,3 +41,10 @@ def run(name: str, job: ctypes.Structure) -> None:
 def available() -> bool:
     """Whether the compiled kernels are there and this processor can run them."""
     return library() is not None
+
+
+def lanes() -> int:
+    """How many numbers a vector has, which decides some layouts. Only where `available`."""
+    compiled = library()
+    assert compiled is not None
+    return compiled.capsnet_lanes()

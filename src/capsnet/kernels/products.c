@@ -1,28 +1,40 @@
-/* Many small matrix products at once, for AVX-512; `products.py` describes a job and makes its tables of offsets.
+/* Many small matrix products at once; `products.py` plans them and makes their tables of offsets.
  *
  * c[z, row, column] (+)= sum over k of a[z, row, k] b[z, k, column], each of the three wherever its offsets say: so that
  * sums over strided pixels, products over frequencies and convolutions are all the same thing, and nothing is copied into
  * shape first. Columns come in runs that are contiguous in c, and in b too unless `bcolumn` says otherwise.
+ *
+ * A program is a list of such batches of products, over buffers which are given when it runs. All of it is one parallel
+ * region: to enter and leave one costs little where all cores are free, and milliseconds where another program has one.
  */
-#include <immintrin.h>
-
 #include "parallel.h"
+#include "simd.h"
 
-typedef __m512 v;
-#define L 16
 #define WIDE (2 * L) /* columns of a panel */
-#define DEEP 512     /* rows of a panel: 64 KiB, which stay in the second-level cache, with as much of 256 rows of a */
+#define DEEP 512     /* rows of a panel: 32 or 64 KiB, which stay in the second-level cache, with 256 rows of a */
 
 typedef struct {
-    const float *a, *b, *bias;
-    float *c;
     const n *a0, *b0, *c0;               /* where each product starts */
     const n *arow, *ak, *bk, *crow;      /* rows of a, k in a, k in b, rows of c */
     const n *brun, *crun, *length;       /* runs of columns: where they start in b and c, and how long they are */
     const n *bcolumn;                    /* columns of b within a run, if they are not contiguous */
     n products, rows, depth, runs, rows_a_task;
+} plan;
+
+typedef struct {
+    const plan *plan;
+    n a, b, c, bias;             /* numbers of buffers; bias may be -1, for none */
+    n a_start, b_start, c_start; /* where in them */
+    n first;                     /* number of its first task */
+    n before;                    /* tasks that must be done before any of its own */
     int add, relu, stream;
-} job;
+} call;
+
+typedef struct {
+    const call *calls;
+    n count;
+    float *const *buffers;
+} program;
 
 /* Rows of a packed panel. */
 static n packed[DEEP];
@@ -32,11 +44,11 @@ __attribute__((constructor)) static void number_rows(void) {
 }
 
 static void pack(float *restrict panel, const float *b, const n *bk, const n *bcolumn, n depth, n columns) {
-    const unsigned mask = columns >= WIDE ? ~0u : (1u << columns) - 1;
+    const lanes left = first_lanes(columns), right = first_lanes(columns - L);
     if (!bcolumn)
         for (n k = 0; k < depth; k++) {
-            _mm512_store_ps(panel + k * WIDE, _mm512_maskz_loadu_ps((__mmask16)mask, b + bk[k]));
-            _mm512_store_ps(panel + k * WIDE + L, _mm512_maskz_loadu_ps((__mmask16)(mask >> L), b + bk[k] + L));
+            STORE(panel + k * WIDE, LOAD_FIRST(left, b + bk[k]));
+            STORE(panel + k * WIDE + L, LOAD_FIRST(right, b + bk[k] + L));
         }
     else
         for (n k = 0; k < depth; k++)
@@ -48,11 +60,11 @@ typedef struct {
     float *c;
     const n *arow, *ak, *bk, *crow;
     n depth, ahead;
-    __mmask16 left, right;
+    lanes left, right;
     int add, relu, stream;
 } strip;
 
-/* Up to eight rows of c, 32 columns: their sums are registers, written out because the compiler must not put them
+/* Up to MOST_ROWS rows of c, two vectors of columns: their sums are registers, written out because the compiler must not put them
  * elsewhere. */
 #define EACH1(F) F(0)
 #define EACH2(F) EACH1(F) F(1)
@@ -64,10 +76,10 @@ typedef struct {
 #define EACH8(F) EACH7(F) F(7)
 #define BEGIN(r)                                \
     const float *a##r = s->a + s->arow[row + r]; \
-    v x##r = _mm512_setzero_ps(), y##r = x##r;
+    v x##r = ZERO, y##r = x##r;
 #define STEP(r)                         \
     {                                   \
-        v y = _mm512_set1_ps(a##r[at]); \
+        v y = SET(a##r[at]); \
         x##r += y * left;               \
         y##r += y * right;              \
     }
@@ -75,31 +87,31 @@ typedef struct {
     {                                                             \
         float *to = s->c + s->crow[row + r];                      \
         if (s->add) {                                             \
-            x##r += _mm512_maskz_loadu_ps(s->left, to);           \
-            y##r += _mm512_maskz_loadu_ps(s->right, to + L);      \
+            x##r += LOAD_FIRST(s->left, to);           \
+            y##r += LOAD_FIRST(s->right, to + L);      \
         }                                                         \
         if (s->bias) {                                            \
-            x##r += _mm512_set1_ps(s->bias[row + r]);             \
-            y##r += _mm512_set1_ps(s->bias[row + r]);             \
+            x##r += SET(s->bias[row + r]);             \
+            y##r += SET(s->bias[row + r]);             \
         }                                                         \
         if (s->relu) { /* in this order NaN stays NaN */                                            \
-            x##r = _mm512_max_ps(_mm512_setzero_ps(), x##r);      \
-            y##r = _mm512_max_ps(_mm512_setzero_ps(), y##r);      \
+            x##r = MAX(ZERO, x##r);      \
+            y##r = MAX(ZERO, y##r);      \
         }                                                         \
         if (s->stream) {                                          \
-            _mm512_stream_ps(to, x##r);                           \
-            _mm512_stream_ps(to + L, y##r);                       \
+            STREAM(to, x##r);                           \
+            STREAM(to + L, y##r);                       \
         } else {                                                  \
-            _mm512_mask_storeu_ps(to, s->left, x##r);             \
-            _mm512_mask_storeu_ps(to + L, s->right, y##r);        \
+            STORE_FIRST(to, s->left, x##r);             \
+            STORE_FIRST(to + L, s->right, y##r);        \
         }                                                         \
     }
 #define ROWS(R)                                                                         \
     static void rows##R(const strip *s, n row) {                                        \
         EACH##R(BEGIN)                                                                  \
         for (n k = 0; k < s->depth; k++) {                                              \
-            const v left = _mm512_maskz_loadu_ps(s->left, s->b + s->bk[k]);             \
-            const v right = _mm512_maskz_loadu_ps(s->right, s->b + s->bk[k] + L);       \
+            const v left = LOAD_FIRST(s->left, s->b + s->bk[k]);             \
+            const v right = LOAD_FIRST(s->right, s->b + s->bk[k] + L);       \
             const n at = s->ak[k];                                                      \
             _mm_prefetch(a0 + at + s->ahead, _MM_HINT_T0);                              \
             _mm_prefetch(s->b + s->bk[k] + 8 * WIDE, _MM_HINT_T0);                      \
@@ -114,53 +126,96 @@ ROWS(3)
 ROWS(4)
 ROWS(5)
 ROWS(6)
+#if MOST_ROWS == 8
 ROWS(7)
 ROWS(8)
-static void (*const rows[])(const strip *, n) = {0, rows1, rows2, rows3, rows4, rows5, rows6, rows7, rows8};
+#endif
+static void (*const rows[])(const strip *, n) = {
+    0, rows1, rows2, rows3, rows4, rows5, rows6,
+#if MOST_ROWS == 8
+    rows7, rows8,
+#endif
+};
+
+static n row_tasks(const plan *p) { return (p->rows + p->rows_a_task - 1) / p->rows_a_task; }
+
+static n tasks(const plan *p) { return p->products * row_tasks(p) * p->runs; }
+
+static const call *call_of(const program *g, n t) {
+    n low = 0, high = g->count;
+    while (high - low > 1) {
+        const n middle = (low + high) / 2;
+        if (g->calls[middle].first <= t) low = middle;
+        else high = middle;
+    }
+    return g->calls + low;
+}
+
+static n before(const void *argument, n t) { return call_of(argument, t)->before; }
 
 static void task(const void *argument, n t) {
-    const job *j = argument;
-    const n row_tasks = (j->rows + j->rows_a_task - 1) / j->rows_a_task;
-    const n z = t / (row_tasks * j->runs), first = t / j->runs % row_tasks * j->rows_a_task, run = t % j->runs;
-    const n last = first + j->rows_a_task < j->rows ? first + j->rows_a_task : j->rows;
-    const int pack_first = last - first > 16 || j->bcolumn; /* else reading it in place twice is quicker */
+    const program *g = argument;
+    const call *j = call_of(g, t);
+    const plan *p = j->plan;
+    t -= j->first;
+    const n z = t / (row_tasks(p) * p->runs), first = t / p->runs % row_tasks(p) * p->rows_a_task, run = t % p->runs;
+    const n last = first + p->rows_a_task < p->rows ? first + p->rows_a_task : p->rows;
+    const float *a = g->buffers[j->a] + j->a_start + p->a0[z], *from = g->buffers[j->b] + j->b_start + p->b0[z];
+    const float *bias = j->bias < 0 ? 0 : g->buffers[j->bias];
+    float *to = g->buffers[j->c] + j->c_start + p->c0[z] + p->crun[run];
+    /* Few rows: reading them in place twice is quicker, unless the first would overwrite what the second read. */
+    const int pack_first = last - first > 16 || p->bcolumn || g->buffers[j->b] == g->buffers[j->c];
+    const int stream = j->stream && (unsigned long)to % sizeof(v) == 0;
     float panel[DEEP * WIDE] __attribute__((aligned(64)));
-    const n length = j->length[run];
-    for (n k = 0; k < j->depth; k += DEEP)
+    const n length = p->length[run];
+    n k = 0;
+    do /* once where there is nothing to sum up, too: then c is zero */
         for (n x = 0; x < length; x += WIDE) {
             const n columns = length - x < WIDE ? length - x : WIDE;
-            const unsigned mask = columns == WIDE ? ~0u : (1u << columns) - 1;
-            const n depth = j->depth - k < DEEP ? j->depth - k : DEEP;
-            const int end = k + depth == j->depth;
-            const float *b = j->b + j->b0[z] + j->brun[run] + (j->bcolumn ? 0 : x);
-            if (pack_first) pack(panel, b, j->bk + k, j->bcolumn ? j->bcolumn + x : 0, depth, columns);
+            const n depth = p->depth - k < DEEP ? p->depth - k : DEEP;
+            const int end = k + depth == p->depth;
+            const float *b = from + p->brun[run] + (p->bcolumn ? 0 : x);
+            if (pack_first) pack(panel, b, p->bk + k, p->bcolumn ? p->bcolumn + x : 0, depth, columns);
             const strip s = {
-                .a = j->a + j->a0[z],
+                .a = a,
                 .b = pack_first ? panel : b,
-                .bias = end ? j->bias : 0,
-                .c = j->c + j->c0[z] + j->crun[run] + x,
-                .arow = j->arow,
-                .ak = j->ak + k,
-                .bk = pack_first ? packed : j->bk + k,
-                .crow = j->crow,
+                .bias = end ? bias : 0,
+                .c = to + x,
+                .arow = p->arow,
+                .ak = p->ak + k,
+                .bk = pack_first ? packed : p->bk + k,
+                .crow = p->crow,
                 .depth = depth,
                 /* where rows lie side by side, the next ones: nobody else would fetch them in time */
-                .ahead = j->rows > 1 && j->arow[1] - j->arow[0] == 1 ? L : 0,
-                .left = (__mmask16)mask,
-                .right = (__mmask16)(mask >> L),
+                .ahead = p->rows > 1 && p->arow[1] - p->arow[0] == 1 ? L : 0,
+                .left = first_lanes(columns),
+                .right = first_lanes(columns - L),
                 .add = j->add || k,
                 .relu = end && j->relu,
-                .stream = j->stream && columns == WIDE,
+                .stream = stream && columns == WIDE,
             };
             for (n row = first, count; row < last; row += count) {
-                const n left = last - row; /* nine to fifteen in two equal parts: few rows at a time are slow */
-                count = left >= 16 || left == 8 ? 8 : left > 8 ? (left + 1) / 2 : left;
+                const n left = last - row; /* the last few in two equal parts: few rows at a time are slow */
+                count = left >= 2 * MOST_ROWS || left == MOST_ROWS ? MOST_ROWS : left > MOST_ROWS ? (left + 1) / 2 : left;
                 rows[count](&s, row);
             }
         }
+    while ((k += DEEP) < p->depth);
 }
 
-void capsnet_products(const job *j, int threads) {
-    const n row_tasks = (j->rows + j->rows_a_task - 1) / j->rows_a_task;
-    share_out(task, j, j->products * row_tasks * j->runs, threads);
+/* Numbers the tasks of a program, once. Returns how many there are. */
+n capsnet_plan(call *calls, n count) {
+    n total = 0, stage = 0;
+    for (n i = 0; i < count; i++) {
+        if (calls[i].before) stage = total; /* here: whether it waits for those before */
+        calls[i].before = stage;
+        calls[i].first = total;
+        total += tasks(calls[i].plan);
+    }
+    return total;
+}
+
+void capsnet_products(const program *g, int threads) {
+    const call *last = g->calls + g->count - 1;
+    share_out(task, before, g, last->first + tasks(last->plan), threads);
 }

@@ -1,4 +1,4 @@
-"""Jobs for `products.c`: batches of matrix products over numbers that lie anywhere."""
+"""Batches of matrix products over numbers that lie anywhere, and programs of them, for `products.c`."""
 
 import ctypes
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from capsnet.kernels import run
+from capsnet.kernels import library, run
 
 _RUN = 2048  # numbers in a run, if they can be cut anywhere
 
@@ -43,16 +43,25 @@ _TABLES = ("a0", "b0", "c0", "arow", "ak", "bk", "crow", "brun", "crun", "length
 _SIZES = ("products", "rows", "depth", "runs", "rows_a_task")
 
 
-class _Job(ctypes.Structure):
+class _Plan(ctypes.Structure):
+    _fields_ = [*((name, ctypes.c_void_p) for name in _TABLES), *((name, ctypes.c_long) for name in _SIZES)]
+
+
+class _Call(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("a", "b", "bias", "c", *_TABLES)),
-        *((name, ctypes.c_long) for name in _SIZES),
+        ("plan", ctypes.POINTER(_Plan)),
+        *((name, ctypes.c_long) for name in ("a", "b", "c", "bias", "a_start", "b_start", "c_start")),
+        *((name, ctypes.c_long) for name in ("first", "before")),
         *((name, ctypes.c_int) for name in ("add", "relu", "stream")),
     ]
 
 
+class _Program(ctypes.Structure):
+    _fields_ = [("calls", ctypes.c_void_p), ("count", ctypes.c_long), ("buffers", ctypes.c_void_p)]
+
+
 class Products:
-    """``c[z, row, column] = Σ_k a[z, row, k] · b[z, k, column]``, planned once and run on tensors of the same shapes.
+    """``c[z, row, column] = Σ_k a[z, row, k] · b[z, k, column]``, planned once for tensors of the same shapes.
 
     Args:
         z: where each product starts in a, in b and in c.
@@ -73,28 +82,85 @@ class Products:
         rows_a_task: int | None = None,
     ) -> None:
         listed = [*z, rows[0], *depth, rows[1], *runs, columns]
-        # Held here for as long as the job points to them.
+        # Held here for as long as the plan points to them.
         self._tables = [None if x is None else torch.tensor(x, dtype=torch.long, device="cpu") for x in listed]
         tables = (None if x is None else x.data_ptr() for x in self._tables)
-        sizes = len(z[0]), len(rows[0]), len(depth[0]), len(runs.b)
-        self._job = (*tables, *sizes, rows_a_task or len(rows[0]))
-        self._aligned = not any(start % 16 for start in (*z[2], *rows[1], *runs.c))
+        self.plan = _Plan(*tables, len(z[0]), len(rows[0]), len(depth[0]), len(runs.b), rows_a_task or len(rows[0]))
+        self.aligned = not any(start % 16 for start in (*z[2], *rows[1], *runs.c))
 
-    def __call__(
+
+class Place(NamedTuple):
+    """A buffer of a program, and where in it to begin."""
+
+    buffer: str
+    start: int = 0
+
+
+class Program:
+    """Batches of products over buffers which are named here and given when it runs; complete before it first does.
+
+    None waits for another that is added before it, except at a `wait`.
+    """
+
+    def __init__(self) -> None:
+        self._calls: list[_Call] = []
+        self._waits = False
+        self._constants: list[Tensor] = []
+        self._names: dict[str, int] = {}
+        self._products: list[Products] = []  # held for as long as the calls point to them
+        self._ready: tuple[ctypes.Array, list[int]] | None = None
+
+    def add(
         self,
-        a: Tensor,
-        b: Tensor,
-        c: Tensor,
+        products: Products,
+        a: Place | Tensor,
+        b: Place,
+        c: Place,
         *,
-        bias: Tensor | None = None,
+        bias: str | None = None,
         add: bool = False,
         relu: bool = False,
         large: bool = False,
     ) -> None:
         """Write into ``c``, or ``add`` to it; ``bias`` (rows) is added, then ``relu`` makes negative numbers zero.
 
-        What is ``large`` goes past the caches, and does not push out what is there.
+        ``a`` may be a constant. What is ``large`` goes past the caches, and does not push out what is there. ``b`` and
+        ``c`` may be one buffer where the rows of a column are written where its numbers were read.
         """
-        pointers = (a.data_ptr(), b.data_ptr(), None if bias is None else bias.data_ptr(), c.data_ptr())
-        stream = large and not add and self._aligned and c.data_ptr() % 64 == 0
-        run("capsnet_products", _Job(*pointers, *self._job, add, relu, stream))
+        if isinstance(a, Tensor):
+            self._constants.append(a)
+            a_number, a_start = -len(self._constants), 0
+        else:
+            a_number, a_start = self._number(a.buffer), a.start
+        numbers = a_number, self._number(b.buffer), self._number(c.buffer), -1 if bias is None else self._number(bias)
+        starts = a_start, b.start, c.start
+        stream = large and not add and products.aligned and c.start % 16 == 0
+        self._calls.append(_Call(ctypes.pointer(products.plan), *numbers, *starts, 0, self._waits, add, relu, stream))
+        self._products.append(products)
+        self._waits = False
+
+    def wait(self) -> None:
+        """What is added from here on starts when all before is done."""
+        self._waits = True
+
+    def _number(self, name: str) -> int:
+        return self._names.setdefault(name, len(self._names))
+
+    def __call__(self, **buffers: Tensor) -> None:
+        """Run it; the buffers are contiguous."""
+        calls, constants = self._planned()
+        pointers = [buffers[name].data_ptr() for name in self._names]
+        table = (ctypes.c_void_p * (len(pointers) + len(constants)))(*pointers, *constants)
+        run("capsnet_products", _Program(ctypes.addressof(calls), len(calls), ctypes.addressof(table)))
+
+    def _planned(self) -> tuple[ctypes.Array, list[int]]:
+        if self._ready is None:
+            compiled = library()
+            assert compiled is not None
+            for call in self._calls:  # constants come after the buffers, of which all are known only now
+                if call.a < 0:
+                    call.a = len(self._names) - call.a - 1
+            calls = (_Call * len(self._calls))(*self._calls)
+            compiled.capsnet_plan(calls, ctypes.c_long(len(calls)))
+            self._ready = calls, [constant.data_ptr() for constant in self._constants]
+        return self._ready

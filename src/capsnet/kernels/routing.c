@@ -1,25 +1,17 @@
-/* A pass of routing by agreement over all input capsules, for AVX-512; routing.py says what it is for.
+/* A pass of routing by agreement over all input capsules; routing.py says what it is for.
  *
- * Sixteen images are the lanes of a vector. The votes of one input capsule exist for sixteen images at a time, in the
- * first-level cache, and nowhere else. With B = 16 blocks images, all arrays contiguous:
- *   u, grad_u         (blocks, I, d, 16)
- *   total, g, s, ...  (blocks, J, D, 16); total_rows and g_rows are the same numbers as (blocks, J, 16, D)
+ * Images are the lanes of a vector, L of them. The votes of one input capsule exist for L images at a time, in the
+ * first-level cache, and nowhere else. With B = L blocks images, all arrays contiguous:
+ *   u, grad_u         (blocks, I, d, L)
+ *   total, g, s, ...  (blocks, J, D, L); total_rows and g_rows are the same numbers as (blocks, J, L, D)
  *   weight            (J, I, d, D)
  * The input capsules are cut into parts, one for each task. What is summed over them is summed for each part alone,
- * (parts, blocks, J, D, 16), and added up by the caller, so that the result does not depend on who did what.
+ * (parts, blocks, J, D, L), and added up by the caller, so that the result does not depend on who did what.
  */
-#include <immintrin.h>
-
 #include "parallel.h"
+#include "simd.h"
 
-typedef __m512 v;
-#define L 16
 #define TILE 16 /* input capsules whose weights stay in the cache while the blocks of images pass by */
-#define INLINE static inline __attribute__((always_inline))
-#define SET _mm512_set1_ps
-#define ZERO _mm512_setzero_ps()
-#define LOAD _mm512_loadu_ps
-#define STORE _mm512_storeu_ps
 
 typedef struct {
     const float *u, *weight, *total, *g, *total_rows, *g_rows;
@@ -30,23 +22,23 @@ typedef struct {
 
 /* e^x to two units in the last place (Cephes' polynomial); nothing here is above 0, below -87 all is the least. */
 INLINE v exponential(v x) {
-    x = _mm512_max_ps(SET(-87.0f), x); /* in this order NaN stays NaN */
-    v k = _mm512_roundscale_ps(x * SET(1.44269504088896341f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    v r = _mm512_fnmadd_ps(k, SET(0.693359375f), x);
-    r = _mm512_fnmadd_ps(k, SET(-2.12194440e-4f), r);
+    x = MAX(SET(-87.0f), x); /* in this order NaN stays NaN */
+    v k = ROUND(x * SET(1.44269504088896341f));
+    v r = minus_product(k, SET(0.693359375f), x);
+    r = minus_product(k, SET(-2.12194440e-4f), r);
     v p = SET(1.9875691500e-4f);
     p = p * r + SET(1.3981999507e-3f);
     p = p * r + SET(8.3334519073e-3f);
     p = p * r + SET(4.1665795894e-2f);
     p = p * r + SET(1.6666665459e-1f);
     p = p * r + SET(5.0000001201e-1f);
-    return _mm512_scalef_ps(p * r * r + r + SET(1.0f), k);
+    return scale(p * r * r + r + SET(1.0f), k);
 }
 
 /* Logits to couplings, in place. Leaky: one more logit, zero, whose share is dropped. */
 INLINE void softmax(float *c, n J, int leaky) {
     v top = leaky ? ZERO : LOAD(c);
-    for (n j = 0; j < J; j++) top = _mm512_max_ps(top, LOAD(c + j * L));
+    for (n j = 0; j < J; j++) top = MAX(top, LOAD(c + j * L));
     v sum = leaky ? exponential(-top) : ZERO;
     for (n j = 0; j < J; j++) {
         v x = exponential(LOAD(c + j * L) - top);
@@ -71,7 +63,7 @@ INLINE void softmax(float *c, n J, int leaky) {
 
 INLINE void votes_of(const float *w, const float *u, n d, n D, float *votes) {
     n e = 0;
-    VOTES(16)
+    if (L == 16) VOTES(16) /* there are registers for as many sums */
     VOTES(8)
     VOTES(1)
 }
@@ -139,19 +131,19 @@ INLINE void pull(float *grad_u, const float *w, const float *grad_vote, n d, n D
 #define PUSH(P)                                                                                      \
     for (; p + P <= d; p += P) {                                                                     \
         v a[P];                                                                                      \
-        for (int q = 0; q < P; q++) a[q] = _mm512_maskz_loadu_ps(mask, grad_w + (p + q) * D + e);    \
+        for (int q = 0; q < P; q++) a[q] = LOAD_FIRST(mask, grad_w + (p + q) * D + e);    \
         for (int b = 0; b < L; b++) {                                                                \
-            v x = SET(c[b]) * _mm512_maskz_loadu_ps(mask, g + b * D + e);                            \
-            if (h) x += SET(h[b]) * _mm512_maskz_loadu_ps(mask, total + b * D + e);                  \
+            v x = SET(c[b]) * LOAD_FIRST(mask, g + b * D + e);                            \
+            if (h) x += SET(h[b]) * LOAD_FIRST(mask, total + b * D + e);                  \
             for (int q = 0; q < P; q++) a[q] += SET(u[(p + q) * L + b]) * x;                         \
         }                                                                                            \
-        for (int q = 0; q < P; q++) _mm512_mask_storeu_ps(grad_w + (p + q) * D + e, mask, a[q]);     \
+        for (int q = 0; q < P; q++) STORE_FIRST(grad_w + (p + q) * D + e, mask, a[q]);     \
     }
 
 INLINE void push(float *grad_w, const float *u, const float *c, const float *g, const float *h, const float *total, n d,
                  n D) {
     for (n e = 0; e < D; e += L) {
-        const __mmask16 mask = D - e >= L ? 0xffff : (__mmask16)((1u << (D - e)) - 1);
+        const lanes mask = first_lanes(D - e);
         n p = 0;
         PUSH(8)
         PUSH(1)
@@ -222,6 +214,8 @@ static void backward_part(const void *job, n part) {
               i + TILE < end ? i + TILE : end);
 }
 
-void capsnet_sum_votes(const pass *x, int threads) { share_out(forward_part, x, x->parts, threads); }
+void capsnet_sum_votes(const pass *x, int threads) { share_out(forward_part, 0, x, x->parts, threads); }
 
-void capsnet_sum_votes_backward(const pass *x, int threads) { share_out(backward_part, x, x->parts, threads); }
+void capsnet_sum_votes_backward(const pass *x, int threads) { share_out(backward_part, 0, x, x->parts, threads); }
+
+int capsnet_lanes(void) { return L; }

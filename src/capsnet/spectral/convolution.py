@@ -9,9 +9,10 @@ and channels each of these products is a matrix product. A convolution of stride
 convolutions of stride one, one for each phase of the pixels; here phases are simply more input channels. A phase with
 fewer taps than the others has the value zero at infinity, and is left out there.
 
-What costs time beside the products is memory: the spectrum of a weight is seven times the weight. So only the rows
-are transformed as a whole, which makes pixels no more and weights twice as many. The columns follow for one frequency
-of the rows and some of the channels at a time, as many as fit the cache; nothing else ever exists of the spectra.
+What costs time beside the products is memory: the spectrum of a weight is seven times the weight. So only the rows of
+the pixels are transformed as a whole, which makes these no more. Their columns, and the weight's rows and columns, follow
+for one frequency of the rows and some of the channels at a time, as many as fit the cache; nothing else ever exists of
+the spectra.
 
 Everything lies pixel first and batch last, ``(height, width, channels, batch)``, weights ``(height, width, in, out)``.
 """
@@ -29,27 +30,26 @@ from capsnet.spectral.steps import Steps, steps_for
 def tap_planes(weight: Float[Tensor, "o c kh kw"], steps: Steps) -> Float[Tensor, "plane phase kw tap"]:
     """The weight with its rows transformed, which can be kept for as long as the weight does not change."""
     planes = weight.new_empty(steps.tap_shape)
-    kernel = weight.detach().permute(2, 3, 1, 0).contiguous()
-    for transform in steps.tap_rows:
-        transform(kernel, planes, large=True)
+    steps.to_tap_planes(kernel=_pixel_first(weight), tap_planes=planes)
     return planes
 
 
 def _pixel_planes(x: Float[Tensor, "b c h w"], steps: Steps) -> Float[Tensor, "plane phase tile x pixel"]:
     planes = x.new_empty(steps.pixel_shape)
-    pixels = _padded(x, steps)
-    for transform in steps.pixel_rows:
-        transform(pixels, planes, large=True)
+    steps.to_planes(pixels=_padded(x, steps), planes=planes)
     return planes
+
+
+def _pixel_first(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "h w c b"]:
+    return x.detach().permute(2, 3, 1, 0).contiguous()
 
 
 def _padded(x: Float[Tensor, "b c h w"], steps: Steps) -> Float[Tensor, "ht wt c b"]:
     """Pixel first, and as large as the tiles want it."""
-    pixels = x.detach().permute(2, 3, 1, 0)
-    if pixels.shape[:2] == (steps.height, steps.width):
-        return pixels.contiguous()
-    padded = x.new_zeros(steps.height, steps.width, *pixels.shape[2:])
-    _inside(padded, steps).copy_(pixels)
+    if x.shape[2:] == (steps.height, steps.width):
+        return _pixel_first(x)
+    padded = x.new_zeros(steps.height, steps.width, steps.channels, steps.batch)
+    _inside(padded, steps).copy_(x.detach().permute(2, 3, 1, 0))
     return padded
 
 
@@ -59,16 +59,19 @@ def _inside(padded: Tensor, steps: Steps) -> Tensor:
 
 
 class _SpectralConvolution(torch.autograd.Function):
-    """Keeps the planes of pixels and weight for the backward pass, which puts their gradients in their place."""
+    """Keeps the planes of pixels for the backward pass, which puts their gradients in their place."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, steps: Steps, kept: Tensor | None) -> Tensor:
-        pixels, taps = _pixel_planes(x, steps), tap_planes(weight, steps) if kept is None else kept
-        y = _convolve(pixels, taps, steps)
+        planes, y = _pixel_planes(x, steps), x.new_empty(steps.result_shape)
+        if kept is None:
+            steps.forward(planes=planes, kernel=_pixel_first(weight), y=y, **steps.room(x))
+        else:
+            steps.forward_kept(planes=planes, tap_planes=kept, y=y, **steps.room(x))
         if bias is not None:
             y.add_(bias[:, None])
         ctx.steps = steps
-        ctx.planes = (pixels, taps) if any(ctx.needs_input_grad[:2]) and kept is None else None
+        ctx.planes = planes if any(ctx.needs_input_grad[:2]) else None
         ctx.save_for_backward(x, weight)
         rows, columns = steps.rows, steps.columns
         return y[: rows.out, : columns.out].permute(3, 2, 0, 1).data  # no view: a ReLU may change it in place
@@ -86,14 +89,14 @@ class _SpectralConvolution(torch.autograd.Function):
             if want_weight:
                 grad_weight = conv2d_weight(x, weight.shape, grad, stride, padding)
         elif want_x or want_weight:
-            pixels, taps = ctx.planes or (_pixel_planes(x, steps), tap_planes(weight, steps))
+            planes = _pixel_planes(x, steps) if ctx.planes is None else ctx.planes
             ctx.planes = None  # they are about to be overwritten
-            _convolve_backward(pixels, taps, _whole(grad, steps), steps, want_x, want_weight)
-            if want_weight:
-                grad_weight = _taps_back(taps, steps)
-            del taps
-            if want_x:
-                grad_x = _pixels_back(pixels, steps)
+            kernel = _pixel_first(weight)
+            program = (steps.backward if want_x else steps.backward_kernel) if want_weight else steps.backward_pixels
+            grad_kernel = torch.empty_like(kernel) if want_weight else kernel.new_empty(0)
+            program(planes=planes, kernel=kernel, grad=_whole(grad, steps), grad_kernel=grad_kernel, **steps.room(x))
+            grad_weight = grad_kernel.permute(3, 2, 0, 1) if want_weight else None
+            grad_x = _pixels_back(planes, steps) if want_x else None
         return grad_x, grad_weight, grad.sum((0, 2, 3)) if want_bias else None, None, None
 
 
@@ -106,69 +109,14 @@ def _whole(grad: Float[Tensor, "b o y x"], steps: Steps) -> Float[Tensor, "yt xt
     return F.pad(g, (0, 0, 0, 0, 0, width - g.shape[1], 0, height - g.shape[0]))
 
 
-class _Values:
-    """Room for the values of a piece, and for the products of a whole row frequency."""
-
-    def __init__(self, like: Tensor, steps: Steps) -> None:
-        self.pixels = like.new_empty(steps.pixel_values)
-        self.taps = like.new_empty(steps.tap_values)
-        self.results = like.new_empty(steps.result_values)
-
-
-def _convolve(pixels: Tensor, taps: Tensor, steps: Steps) -> Float[Tensor, "y x o b"]:
-    y = pixels.new_empty(steps.result_shape)
-    values = _Values(pixels, steps)
-    for number, group in enumerate(steps.groups):
-        own_pixels, own_taps = pixels[group.first].flatten(), taps[group.first].flatten()
-        for piece in group.pieces:
-            piece.steps.pixels(own_pixels[piece.pixels_at :], values.pixels)
-            for transform in piece.steps.taps:
-                transform(own_taps[piece.taps_at :], values.taps)
-            piece.steps.products(values.taps, values.pixels, values.results[piece.results_at :], add=piece.add)
-        group.outputs(values.results, y, add=number > 0)
-    return y
-
-
-def _convolve_backward(
-    pixels: Tensor, taps: Tensor, grad: Tensor, steps: Steps, want_x: bool, want_weight: bool
-) -> None:
-    """Put the gradients of the planes into their place, as soon as nobody needs these any more."""
-    values = _Values(pixels, steps)
-    for group in steps.groups:
-        own = pixels[group.first : group.first + group.planes], taps[group.first : group.first + group.planes]
-        grads = [torch.zeros_like(planes) for planes in own]
-        group.outputs.adjoint(grad, values.results)
-        for piece in group.pieces:
-            results = values.results[piece.results_at :]
-            own_pixels, grad_pixels = (x.flatten()[piece.pixels_at :] for x in (own[0], grads[0]))
-            own_taps, grad_taps = (x.flatten()[piece.taps_at :] for x in (own[1], grads[1]))
-            if want_x:
-                for transform in piece.steps.taps:
-                    transform(own_taps, values.taps)
-                piece.steps.pixels_back(values.taps, results, values.pixels)
-                piece.steps.pixels.adjoint(values.pixels, grad_pixels, add=True)
-            if want_weight:
-                piece.steps.pixels(own_pixels, values.pixels)
-                piece.steps.taps_back(values.pixels, results, values.taps)
-                for transform in piece.steps.taps:
-                    transform.adjoint(values.taps, grad_taps, add=True)
-        for planes, gradient in zip(own, grads, strict=True):
-            planes.copy_(gradient)
-
-
-def _taps_back(planes: Tensor, steps: Steps) -> Float[Tensor, "o c kh kw"]:
-    kernel = planes.new_empty(steps.rows.kernel, steps.columns.kernel, steps.channels, steps.out)
-    for transform in steps.tap_rows:
-        transform.adjoint(planes, kernel, large=True)
-    return kernel.permute(3, 2, 0, 1)
-
-
 def _pixels_back(planes: Tensor, steps: Steps) -> Float[Tensor, "b c y x"]:
-    rows, shape = steps.rows, (steps.height, steps.width, steps.channels, steps.batch)
-    whole = rows.tiles == 1 and rows.phases == rows.stride and rows.extent == steps.height
-    padded = planes.new_empty(shape) if whole else planes.new_zeros(shape)
-    for transform in steps.pixel_rows:
-        transform.adjoint(planes, padded, add=not whole, large=True)
+    shape = steps.height, steps.width, steps.channels, steps.batch
+    if steps.in_place:
+        steps.from_planes(planes=planes)
+        padded = planes.view(shape)
+    else:
+        padded = planes.new_zeros(shape)
+        steps.from_planes(planes=planes, pixels=padded)
     return _inside(padded, steps).permute(3, 2, 0, 1)
 
 

@@ -117,7 +117,8 @@ class Crossing(NamedTuple):
 class Group(NamedTuple):
     """All products of a frequency of the rows."""
 
-    first: int  # plane of the row frequency
+    frequency: Frequency  # of the rows
+    first: int  # its first plane
     planes: int
     crossings: list[Crossing]
     outputs: Float[Tensor, "values outputs"]
@@ -135,6 +136,6 @@ def groups(rows: Axis, columns: Axis) -> list[Group]:
             pixels, taps = (torch.cat([_crossing(row, c, of) for c in chosen]).float() for of in ("pixels", "taps"))
             crossings.append(Crossing(phases, pixels, taps.unflatten(1, (row.planes, -1))))
         outputs = torch.cat([_crossing(row, c, "outputs") for c in crossed]).float()
-        found.append(Group(first, row.planes, crossings, outputs))
+        found.append(Group(row, first, row.planes, crossings, outputs))
         first += row.planes
     return found

@@ -1,15 +1,14 @@
-"""The steps of a spectral convolution of given sizes, as jobs for the kernel, forward and back."""
+"""The steps of a spectral convolution of given sizes, as programs for the kernel, forward and back."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from capsnet.kernels.products import Products, Runs, offsets, runs
-from capsnet.spectral.frequencies import Axis, Crossing, Group, frequencies, groups, planes
+from capsnet.kernels.products import Place, Products, Program, Runs, offsets, runs
+from capsnet.spectral.frequencies import Axis, Crossing, Frequency, Group, frequencies, groups, planes
 
 _CACHE = 8 * 2**20  # bytes of values at a time, which should stay in the third-level cache
 _ROWS = 128  # of a product that a thread does at a time
@@ -40,21 +39,24 @@ class Transform:
             for source, target in map(_columns, starts)
         ]
 
-    def __call__(self, source: Tensor, target: Tensor, add: bool = False, large: bool = False) -> None:
-        self.job(self.matrix, source, target, add=add, large=large)
+    def forward(self, program: Program, source: Place, target: Place, add: bool = False, large: bool = False) -> None:
+        program.add(self.job, self.matrix, source, target, add=add, large=large)
 
-    def adjoint(self, target: Tensor, source: Tensor, add: bool = False, large: bool = False) -> None:
-        for job in self.jobs_back:
-            job(self.transposed, target, source, add=add, large=large)
+    def adjoint(self, program: Program, target: Place, source: Place, add: bool = False, large: bool = False) -> None:
+        for number, job in enumerate(self.jobs_back):
+            if number:
+                program.wait()
+            program.add(job, self.transposed, target, source, add=add, large=large)
 
 
 class Steps:
-    """Shapes and strides of what a convolution works on; the transforms and products that lead from one to the next.
+    """Shapes and strides of what a convolution works on, and the programs that lead from one to the next.
 
     Pixels lie (y, x, channel, image), weights (y, x, channel, out). After the transform of their rows there are planes
     of frequencies: pixels (plane, phase, tile, x, channel, image), weights (plane, phase, x, channel, out). After that
-    of the columns there are values: pixels (value, inputs, images), weights (value, inputs, out), and their products
-    (value, out, images). Inputs count phases and channels; images count tiles too.
+    of the columns there are values: pixels (value, inputs, images), weights (value, inputs, out), and their products,
+    the results (value, out, images). Inputs count phases and channels; images count tiles too. Planes of pixels are made
+    whole; planes of weights, and all values, only for one frequency of the rows and some channels at a time.
     """
 
     def __init__(self, rows: Axis, columns: Axis, batch: int, channels: int, out: int) -> None:
@@ -65,55 +67,140 @@ class Steps:
         self.images = self.tiles * batch
         self.pixel, self.tap = channels * batch, channels * out
         self.result_value = out * self.images
-        found = frequencies(rows.tile, rows.taps())
-        pixels, taps = planes(found, "pixels"), planes(found, "taps")
-        self.planes = len(pixels)
+        self.frequencies = frequencies(rows.tile, rows.taps())
+        self.planes = sum(frequency.planes for frequency in self.frequencies)
+        self.plane = rows.phases * rows.tiles * self.width * self.pixel  # numbers in a plane of pixels
+        self.tap_plane = rows.phases * columns.kernel * self.tap
         self.pixel_shape = self.planes, rows.phases, rows.tiles, self.width, self.pixel
         self.tap_shape = self.planes, rows.phases, columns.kernel, self.tap
         # Of all tiles, the last of which may stand over.
         self.result_shape = rows.tiles * rows.tile, columns.tiles * columns.tile, out, batch
-        self.pixel_rows = [self._pixel_rows(pixels[:count], phases) for phases, count in self._classes()]
-        self.tap_rows = [self._tap_rows(taps[:count], phases) for phases, count in self._classes()]
+        # Where every row of pixels belongs to one tile, planes are as large as pixels and can be made where these lie.
+        self.in_place = _covered(rows, self.height)
         self.groups = [GroupSteps(self, group) for group in groups(rows, columns)]
-        pieces = [piece.steps for group in self.groups for piece in group.pieces]
-        self.pixel_values = max(piece.count * piece.pixel_value for piece in pieces)
-        self.tap_values = max(piece.count * piece.tap_value for piece in pieces)
-        self.result_values = max(group.count for group in self.groups) * self.result_value
 
-    def _classes(self) -> list[tuple[range, int]]:
+    def classes(self) -> list[tuple[range, int]]:
         """Phases of the rows, and how many planes they have: the last one, at infinity, is for full phases only."""
-        classes = (range(self.rows.full), self.planes), (range(self.rows.full, self.rows.phases), self.planes - 1)
+        rows = self.rows
+        classes = (range(rows.full), self.planes), (range(rows.full, rows.phases), self.planes - 1)
         return [(phases, count) for phases, count in classes if phases]
 
-    def _pixel_rows(self, matrix: Tensor, phases: range) -> Transform:
-        rows, row = self.rows, self.width * self.pixel
-        starts = [
-            [((tile * rows.tile * rows.stride + s) * row, (s * rows.tiles + tile) * row) for s in phases]
-            for tile in range(rows.tiles)
-        ]
-        pixels = offsets((rows.points, rows.stride * row))
-        targets = offsets((len(matrix), rows.phases * rows.tiles * row))
-        return Transform(matrix, pixels, targets, starts, runs(row))
+    def room(self, like: Tensor) -> dict[str, Tensor]:
+        """Buffers for what does not outlive the program, small enough for the cache."""
+        chunks = [chunk for group in self.groups for chunk in group.chunks.values()]
+        sizes = {
+            "pixel_values": max(chunk.pixel_values for chunk in chunks),
+            "tap_values": max(chunk.tap_values for chunk in chunks),
+            "tap_rows": max(chunk.tap_rows_size for chunk in chunks),
+            "grad_tap_rows": max(chunk.tap_rows_size for chunk in chunks),
+            "results": max(group.count for group in self.groups) * self.result_value,
+        }
+        return {name: like.new_empty(size) for name, size in sizes.items()}
 
-    def _tap_rows(self, matrix: Tensor, phases: range) -> Transform:
+    @cached_property
+    def to_planes(self) -> Program:
+        """From ``pixels`` to ``planes``."""
+        program = Program()
+        for transform in self._pixel_rows():
+            transform.forward(program, Place("pixels"), Place("planes"), large=True)
+        return program
+
+    @cached_property
+    def from_planes(self) -> Program:
+        """From ``planes``, which hold gradients, to those of ``pixels``: in place, or added where there are zeros."""
+        program = Program()
+        for transform in self._pixel_rows():
+            if self.in_place:
+                transform.adjoint(program, Place("planes"), Place("planes"), large=True)
+            else:
+                transform.adjoint(program, Place("planes"), Place("pixels"), add=True)
+        return program
+
+    @cached_property
+    def to_tap_planes(self) -> Program:
+        """From ``kernel`` to all its ``tap_planes``, which can be kept for as long as it does not change."""
+        program = Program()
         rows, row = self.rows, self.columns.kernel * self.tap
-        taps = offsets((rows.taps(phases[0]), rows.stride * row))
-        targets = offsets((len(matrix), rows.phases * row))
-        starts = [[(s * row, s * row) for s in phases]]
-        return Transform(matrix[:, : len(taps)], taps, targets, starts, runs(row))
+        matrix = planes(self.frequencies, "taps")
+        for phases, count in self.classes():
+            taps = offsets((rows.taps(phases[0]), rows.stride * row))
+            targets = offsets((count, self.tap_plane))
+            starts = [[(s * row, s * row) for s in phases]]
+            transform = Transform(matrix[:count, : len(taps)], taps, targets, starts, runs(row))
+            transform.forward(program, Place("kernel"), Place("tap_planes"), large=True)
+        return program
+
+    @cached_property
+    def forward(self) -> Program:
+        """From ``planes`` and ``kernel`` to ``y``."""
+        return self._forward(kept=False)
+
+    @cached_property
+    def forward_kept(self) -> Program:
+        """From ``planes`` and ``tap_planes`` to ``y``."""
+        return self._forward(kept=True)
+
+    def _forward(self, kept: bool) -> Program:
+        program = Program()
+        for number, group in enumerate(self.groups):
+            for start, chunk in group.in_order():
+                chunk.forward(program, start, kept)
+            group.outputs.forward(program, Place("results"), Place("y"), add=number > 0)
+        return program
+
+    @cached_property
+    def backward(self) -> Program:
+        """From ``grad`` to ``grad_kernel``, and to the gradients of ``planes`` where these lie."""
+        return self._backward(want_pixels=True, want_kernel=True)
+
+    @cached_property
+    def backward_pixels(self) -> Program:
+        return self._backward(want_pixels=True, want_kernel=False)
+
+    @cached_property
+    def backward_kernel(self) -> Program:
+        return self._backward(want_pixels=False, want_kernel=True)
+
+    def _backward(self, want_pixels: bool, want_kernel: bool) -> Program:
+        program = Program()
+        for number, group in enumerate(self.groups):
+            group.outputs.adjoint(program, Place("grad"), Place("results"))
+            for start, chunk in group.in_order():
+                if want_kernel:
+                    chunk.kernel_gradient(program, start, add=number > 0)
+                if want_pixels:
+                    chunk.pixel_gradient(program, start)
+        return program
+
+    def _pixel_rows(self) -> list[Transform]:
+        rows, row = self.rows, self.width * self.pixel
+        pixels, transforms = offsets((rows.points, rows.stride * row)), []
+        matrix = planes(self.frequencies, "pixels")
+        for phases, count in self.classes():
+            starts = [
+                [((tile * rows.tile * rows.stride + s) * row, (s * rows.tiles + tile) * row) for s in phases]
+                for tile in range(rows.tiles)
+            ]
+            targets = offsets((count, self.plane))
+            transforms.append(Transform(matrix[:count], pixels, targets, starts, runs(row)))
+        return transforms
 
 
 class GroupSteps:
-    """What belongs to one frequency of the rows."""
+    """What belongs to one frequency of the rows: its channels in chunks, as many at a time as the cache has room for."""
 
     def __init__(self, steps: Steps, group: Group) -> None:
-        self.first, self.planes, self.count = group.first, group.planes, len(group.outputs)
-        self.pieces: list[Piece] = []
-        value = 0
-        for crossing in group.crossings:
-            self.pieces += _pieces(steps, crossing, group.planes, value * steps.result_value)
-            value += len(crossing.pixels)
+        self.count = len(group.outputs)
+        inputs = sum(len(x.pixels) * x.phases[0] * x.phases[1] for x in group.crossings)
+        count = min(steps.channels, -(-steps.channels * 4 * inputs * (steps.images + steps.out) // _CACHE))
+        self.bounds = [steps.channels * k // count for k in range(count + 1)]
+        sizes = {b - a for a, b in pairwise(self.bounds)}
+        self.chunks = {size: ChunkSteps(steps, group, size) for size in sizes}
         self.outputs = _outputs(steps, group.outputs.T)
+
+    def in_order(self) -> list[tuple[int, "ChunkSteps"]]:
+        """First channels, and what is done with them and those that follow."""
+        return [(a, self.chunks[b - a]) for a, b in pairwise(self.bounds)]
 
 
 def _outputs(steps: Steps, matrix: Tensor) -> Transform:
@@ -133,45 +220,131 @@ def _outputs(steps: Steps, matrix: Tensor) -> Transform:
     return Transform(matrix, sources, offsets((rows.tile, row), (columns.tile, pixel)), starts, numbers)
 
 
-def _pieces(steps: Steps, crossing: Crossing, planes: int, results_at: int) -> list["Piece"]:
-    """Some of the input channels at a time, as many as the cache has room for."""
-    phases = crossing.phases[0] * crossing.phases[1]
-    channel = 4 * len(crossing.pixels) * phases * (steps.images + steps.out)
-    count = min(steps.channels, -(-steps.channels * channel // _CACHE))
-    bounds = [steps.channels * k // count for k in range(count + 1)]
-    made = {size: PieceSteps(steps, crossing, planes, size) for size in {b - a for a, b in pairwise(bounds)}}
-    return [Piece(made[b - a], a * steps.batch, a * steps.out, results_at, a > 0) for a, b in pairwise(bounds)]
+class ChunkSteps:
+    """What one frequency of the rows does with some of the channels."""
+
+    def __init__(self, steps: Steps, group: Group, channels: int) -> None:
+        self.steps, self.channels, self.planes = steps, channels, group.planes
+        self.first_pixel, self.first_tap = group.first * steps.plane, group.first * steps.tap_plane
+        self.tap = channels * steps.out
+        self.tap_row = steps.columns.kernel * self.tap
+        self.tap_rows_size = group.planes * steps.rows.phases * self.tap_row
+        self.crossings: list[CrossingSteps] = []
+        self.pixel_values = self.tap_values = results = 0
+        for crossing in group.crossings:
+            crossed = CrossingSteps(self, crossing, self.pixel_values, self.tap_values, results)
+            self.crossings.append(crossed)
+            self.pixel_values += crossed.count * crossed.pixel_value
+            self.tap_values += crossed.count * crossed.tap_value
+            results += crossed.count * steps.result_value
+        self.tap_rows = self._tap_rows(group.frequency)
+
+    def _tap_rows(self, frequency: Frequency) -> list[Transform]:
+        """The rows of the kernel, for phases with equally many taps."""
+        steps, rows = self.steps, self.steps.rows
+        row, matrix = steps.columns.kernel * steps.tap, planes([frequency], "taps")
+        classes = [range(rows.full)] if frequency.infinite else [phases for phases, _ in steps.classes()]
+        transforms = []
+        for phases in classes:
+            taps = offsets((rows.taps(phases[0]), rows.stride * row))
+            targets = offsets((self.planes, rows.phases * self.tap_row))
+            starts = [
+                [
+                    (s * row + x * steps.tap, s * self.tap_row + x * self.tap)
+                    for s in phases
+                    for x in range(steps.columns.kernel)
+                ]
+            ]
+            transforms.append(Transform(matrix[:, : len(taps)], taps, targets, starts, runs(self.tap)))
+        return transforms
+
+    def forward(self, program: Program, start: int, kept: bool) -> None:
+        """Of the channels from ``start`` on."""
+        for x in self.crossings:
+            x.pixels.forward(program, self._pixels(start), x.pixels_at)
+        if not kept:
+            for transform in self.tap_rows:
+                transform.forward(program, self._kernel(start), Place("tap_rows"))
+            program.wait()
+        for x in self.crossings:
+            for transform in x.kept_taps if kept else x.taps:
+                source = Place("tap_planes", self.first_tap + start * self.steps.out) if kept else Place("tap_rows")
+                transform.forward(program, source, x.taps_at)
+        program.wait()
+        for x in self.crossings:
+            program.add(x.products, x.taps_at, x.pixels_at, x.results_at, add=start > 0)
+        program.wait()
+
+    def kernel_gradient(self, program: Program, start: int, add: bool) -> None:
+        for x in self.crossings:
+            x.pixels.forward(program, self._pixels(start), x.pixels_at)
+        program.wait()
+        for x in self.crossings:
+            program.add(x.taps_back, x.pixels_at, x.results_at, x.taps_at)
+        program.wait()
+        for number, x in enumerate(self.crossings):
+            for transform in x.taps:
+                transform.adjoint(program, x.taps_at, Place("grad_tap_rows"), add=number > 0)
+            program.wait()
+        for transform in self.tap_rows:
+            transform.adjoint(program, Place("grad_tap_rows"), Place("grad_kernel", start * self.steps.out), add=add)
+
+    def pixel_gradient(self, program: Program, start: int) -> None:
+        """In the place of the pixels' planes, which nobody needs any more."""
+        for transform in self.tap_rows:
+            transform.forward(program, self._kernel(start), Place("tap_rows"))
+        program.wait()
+        for x in self.crossings:
+            for transform in x.taps:
+                transform.forward(program, Place("tap_rows"), x.taps_at)
+        overwrite = _covered(self.steps.columns, self.steps.width)
+        if not overwrite:
+            program.add(self._nothing(), self._pixels(start), self._pixels(start), self._pixels(start))
+        program.wait()
+        for x in self.crossings:
+            program.add(x.pixels_back, x.taps_at, x.results_at, x.pixels_at)
+        program.wait()
+        for number, x in enumerate(self.crossings):
+            x.pixels.adjoint(program, x.pixels_at, self._pixels(start), add=number > 0 or not overwrite)
+            program.wait()
+
+    def _pixels(self, start: int) -> Place:
+        return Place("planes", self.first_pixel + start * self.steps.batch)
+
+    def _kernel(self, start: int) -> Place:
+        return Place("kernel", start * self.steps.out)
+
+    def _nothing(self) -> Products:
+        """An empty sum for each pixel of these channels."""
+        steps = self.steps
+        starts = offsets((self.planes * steps.plane // steps.pixel, steps.pixel))
+        length = self.channels * steps.batch
+        return Products(([0] * len(starts), [0] * len(starts), starts), ([0], [0]), ([], []), runs(length))
 
 
-class Piece(NamedTuple):
-    """Steps for some of the input channels, and where their numbers begin."""
+class CrossingSteps:
+    """Transforms of the columns, and products, for some of the channels."""
 
-    steps: "PieceSteps"
-    pixels_at: int
-    taps_at: int
-    results_at: int
-    add: bool  # to the results of the channels before
-
-
-class PieceSteps:
-    """Transforms of the columns, and products, for some of the input channels."""
-
-    def __init__(self, steps: Steps, crossing: Crossing, planes: int, channels: int) -> None:
-        self.steps, self.crossing, self.planes, self.channels = steps, crossing, planes, channels
+    def __init__(self, chunk: ChunkSteps, crossing: Crossing, pixels_at: int, taps_at: int, results_at: int) -> None:
+        self.steps, self.chunk, self.crossing, self.channels = chunk.steps, chunk, crossing, chunk.channels
         self.count = len(crossing.pixels)
         self.row_phases, self.column_phases = crossing.phases
-        self.inputs = self.row_phases * self.column_phases * channels
-        self.pixel_value, self.tap_value = self.inputs * steps.images, self.inputs * steps.out
+        self.inputs = self.row_phases * self.column_phases * self.channels
+        self.pixel_value, self.tap_value = self.inputs * self.steps.images, self.inputs * self.steps.out
+        self.pixels_at, self.taps_at = Place("pixel_values", pixels_at), Place("tap_values", taps_at)
+        self.results_at = Place("results", results_at)
         self.pixels = self._pixels()
-        columns = steps.columns
-        classes = range(min(columns.full, self.column_phases)), range(columns.full, self.column_phases)
-        self.taps = [self._taps(phases) for phases in classes if phases]
+        self.taps = self._taps(chunk.tap_row, chunk.tap)
         self.products, self.pixels_back, self.taps_back = self._products()
+
+    @cached_property
+    def kept_taps(self) -> list[Transform]:
+        """From planes of the whole weight."""
+        return self._taps(self.steps.columns.kernel * self.steps.tap, self.steps.tap)
 
     def _pixels(self) -> Transform:
         steps, columns = self.steps, self.steps.columns
         pixel, row = steps.pixel, steps.width * steps.pixel
-        plane = steps.rows.phases * steps.rows.tiles * row
         starts = [
             [
                 (
@@ -189,24 +362,29 @@ class PieceSteps:
             numbers = runs(self.channels * steps.batch)
         else:
             numbers = runs(steps.batch, self.channels, steps.batch, steps.images)
-        sources = offsets((self.planes, plane), (columns.points, columns.stride * pixel))
+        sources = offsets((self.chunk.planes, steps.plane), (columns.points, columns.stride * pixel))
         targets = offsets((self.count, self.pixel_value))
         return Transform(self.crossing.pixels, sources, targets, starts, numbers)
 
-    def _taps(self, phases: range) -> Transform:
-        """For phases with equally many taps."""
+    def _taps(self, row: int, tap: int) -> list[Transform]:
+        """For phases with equally many taps. A row of the kernel, and each of its taps, have so many numbers."""
         steps, columns = self.steps, self.steps.columns
-        row, taps, numbers = columns.kernel * steps.tap, columns.taps(phases[0]), self.channels * steps.out
-        starts = [
-            [
-                (s * row + t * steps.tap, (s * self.column_phases + t) * numbers)
-                for s in range(self.row_phases)
-                for t in phases
-            ]
-        ]
-        sources = offsets((self.planes, steps.rows.phases * row), (taps, columns.stride * steps.tap))
+        numbers, transforms = self.channels * steps.out, []
         targets = offsets((self.count, self.tap_value))
-        return Transform(self.crossing.taps[..., :taps].flatten(1), sources, targets, starts, runs(numbers))
+        for phases in range(min(columns.full, self.column_phases)), range(columns.full, self.column_phases):
+            if phases:
+                taps = columns.taps(phases[0])
+                starts = [
+                    [
+                        (s * row + t * tap, (s * self.column_phases + t) * numbers)
+                        for s in range(self.row_phases)
+                        for t in phases
+                    ]
+                ]
+                sources = offsets((self.chunk.planes, steps.rows.phases * row), (taps, columns.stride * tap))
+                matrix = self.crossing.taps[..., :taps].flatten(1)
+                transforms.append(Transform(matrix, sources, targets, starts, runs(numbers)))
+        return transforms
 
     def _products(self) -> tuple[Products, Products, Products]:
         """Of weights and pixels; of weights and gradient; of pixels and gradient."""
@@ -233,6 +411,11 @@ class PieceSteps:
 def steps_for(rows: Axis, columns: Axis, batch: int, channels: int, out: int) -> Steps:
     with torch.device("cpu"), torch.inference_mode(False):  # these outlive the caller's modes
         return Steps(rows, columns, batch, channels, out)
+
+
+def _covered(axis: Axis, size: int) -> bool:
+    """Whether each of so many pixels belongs to one tile."""
+    return axis.tiles == 1 and axis.phases == axis.stride and axis.extent == size
 
 
 def _columns(pairs: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
