@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from capsnet import kernels
+from capsnet.allocator import large_empty
 from capsnet.kernels.products import Place, Products, Program, offsets, runs
 from capsnet.spectral import best_tile, spectral_conv2d, steps_of, tap_planes
 from capsnet.spectral.steps import Steps
@@ -120,7 +121,7 @@ class _DirectConvolution(torch.autograd.Function):
         pixels = _padded(x, padding)
         height, width, _, batch = pixels.shape
         rows, columns = ((size - k) // stride + 1 for size, k in zip((height, width), weight.shape[2:], strict=True))
-        y = x.new_empty(rows, columns, len(weight), batch)
+        y = large_empty(rows, columns, len(weight), batch)
         program = _direct_forward(pixels.permute(3, 2, 0, 1).shape, weight.shape, stride, bias is not None, relu)
         buffers = {"weight": weight.detach().contiguous(), "pixels": pixels, "y": y}
         program(**buffers if bias is None else {**buffers, "bias": bias.detach().contiguous()})

@@ -29,12 +29,14 @@ class AdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        views = (view for group in self.param_groups for view in group["params"])
+        views = [view for group in self.param_groups for view in group["params"]]
         for p, view in zip(self._originals, views, strict=True):
             if view.data_ptr() != p.data_ptr():  # the model has moved, or its weights were replaced
                 view.data = _view(p)
             view.grad = None if p.grad is None else p.grad.permute(_order(p)).contiguous()
         super().step()
+        for view in views:
+            view.grad = None  # else it would live on beside the next one
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:

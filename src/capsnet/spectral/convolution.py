@@ -23,19 +23,20 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from capsnet.allocator import large_empty
 from capsnet.spectral.cost import axes, best_tile
 from capsnet.spectral.steps import Steps, steps_for
 
 
 def tap_planes(weight: Float[Tensor, "o c kh kw"], steps: Steps) -> Float[Tensor, "plane phase kw tap"]:
     """The weight with its rows transformed, which can be kept for as long as the weight does not change."""
-    planes = weight.new_empty(steps.tap_shape)
+    planes = large_empty(*steps.tap_shape)
     steps.to_tap_planes(kernel=_pixel_first(weight), tap_planes=planes)
     return planes
 
 
 def _pixel_planes(x: Float[Tensor, "b c h w"], steps: Steps) -> Float[Tensor, "plane phase tile x pixel"]:
-    planes = x.new_empty(steps.pixel_shape)
+    planes = large_empty(*steps.pixel_shape)
     steps.to_planes(pixels=_padded(x, steps), planes=planes)
     return planes
 
@@ -48,7 +49,7 @@ def _padded(x: Float[Tensor, "b c h w"], steps: Steps) -> Float[Tensor, "ht wt c
     """Pixel first, and as large as the tiles want it."""
     if x.shape[2:] == (steps.height, steps.width):
         return _pixel_first(x)
-    padded = x.new_zeros(steps.height, steps.width, steps.channels, steps.batch)
+    padded = large_empty(steps.height, steps.width, steps.channels, steps.batch).zero_()
     _inside(padded, steps).copy_(x.detach().permute(2, 3, 1, 0))
     return padded
 
@@ -63,7 +64,7 @@ class _SpectralConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, steps: Steps, kept: Tensor | None) -> Tensor:
-        planes, y = _pixel_planes(x, steps), x.new_empty(steps.result_shape)
+        planes, y = _pixel_planes(x, steps), large_empty(*steps.result_shape)
         if kept is None:
             steps.forward(planes=planes, kernel=_pixel_first(weight), y=y, **steps.room(x))
         else:
@@ -93,7 +94,7 @@ class _SpectralConvolution(torch.autograd.Function):
             ctx.planes = None  # they are about to be overwritten
             kernel = _pixel_first(weight)
             program = (steps.backward if want_x else steps.backward_kernel) if want_weight else steps.backward_pixels
-            grad_kernel = torch.empty_like(kernel) if want_weight else kernel.new_empty(0)
+            grad_kernel = large_empty(*kernel.shape) if want_weight else kernel.new_empty(0)
             program(planes=planes, kernel=kernel, grad=_whole(grad, steps), grad_kernel=grad_kernel, **steps.room(x))
             grad_weight = grad_kernel.permute(3, 2, 0, 1) if want_weight else None
             grad_x = _pixels_back(planes, steps) if want_x else None
@@ -115,7 +116,7 @@ def _pixels_back(planes: Tensor, steps: Steps) -> Float[Tensor, "b c y x"]:
         steps.from_planes(planes=planes)
         padded = planes.view(shape)
     else:
-        padded = planes.new_zeros(shape)
+        padded = large_empty(*shape).zero_()
         steps.from_planes(planes=planes, pixels=padded)
     return _inside(padded, steps).permute(3, 2, 0, 1)
 
