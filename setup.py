@@ -7,7 +7,10 @@ import sys
 from setuptools import Extension, setup
 
 FOLDER = "src/capsnet/kernels"
-LEVELS = {"_avx512": ["-march=x86-64-v4", "-mtune=icelake-server", "-mprefer-vector-width=512"], "_avx2": ["-march=x86-64-v3"]}
+LEVELS = {
+    "_avx512": ["-march=x86-64-v4", "-mtune=icelake-server", "-mprefer-vector-width=512"],
+    "_avx2": ["-march=x86-64-v3"],
+}
 
 kernels = [
     Extension(

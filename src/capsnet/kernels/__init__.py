@@ -10,7 +10,6 @@ from importlib.util import find_spec
 
 import torch
 
-
 _LEVELS = {"AVX512": "_avx512", "AVX2": "_avx2"}
 
 

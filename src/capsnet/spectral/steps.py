@@ -55,8 +55,8 @@ class Steps:
     Pixels lie (y, x, channel, image), weights (y, x, channel, out). After the transform of their rows there are planes
     of frequencies: pixels (plane, phase, tile, x, channel, image), weights (plane, phase, x, channel, out). After that
     of the columns there are values: pixels (value, inputs, images), weights (value, inputs, out), and their products,
-    the results (value, out, images). Inputs count phases and channels; images count tiles too. Planes of pixels are made
-    whole; planes of weights, and all values, only for one frequency of the rows and some channels at a time.
+    the results (value, out, images). Inputs count phases and channels; images count tiles too. Planes of pixels are
+    made whole; planes of weights, and all values, only for one frequency of the rows and some channels at a time.
     """
 
     def __init__(self, rows: Axis, columns: Axis, batch: int, channels: int, out: int) -> None:
@@ -187,7 +187,7 @@ class Steps:
 
 
 class GroupSteps:
-    """What belongs to one frequency of the rows: its channels in chunks, as many at a time as the cache has room for."""
+    """What belongs to one frequency of the rows: its channels, as many at a time as the cache has room for."""
 
     def __init__(self, steps: Steps, group: Group) -> None:
         self.count = len(group.outputs)
