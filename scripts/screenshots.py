@@ -62,6 +62,17 @@ def main(browser_path: str | None) -> None:
             page.keyboard.press("ArrowRight")
         page.wait_for_timeout(800)
         picture(page, "explorer-turn")
+        page.get_by_role("tab", name="A face").click()
+        mouth = page.locator(".part").last
+        box = mouth.bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + 20, box["y"] + 20)
+        page.mouse.down()
+        page.mouse.move(box["x"] - 40, box["y"] - 110, steps=8)
+        page.mouse.up()
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(1500)
+        picture(page, "explorer-face")
         browser.close()
         server.terminate()
 

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from capsnet.commands.spatial import NAME as SPATIAL
+from capsnet.commands.spatial import refuse_unless_spatial, reproduce_spatial
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
 from capsnet.experiments.records import is_current, read_records
@@ -20,7 +22,7 @@ class Reproduce:
     """Make the runs behind the paper's tables that are still missing, and print the tables beside the paper's."""
 
     rows: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ROW")] = ()
-    """Rows of the tables; all, if none is named."""
+    """Rows of the tables; all, if none is named. Or spatial alone: the claim of capsule networks, tested on faces."""
     seeds: int | None = None
     """Runs of each row, with the seeds 0, 1, …; by default as many as the row wants, mostly three."""
     epochs: int | None = None
@@ -33,15 +35,23 @@ class Reproduce:
     """Test pairs of digits on ten million of them, as the paper does, instead of the first 100,000."""
     smallnorb: Path | None = None
     """The folder with the published files of smallNORB."""
+    parts: tuple[str, ...] = ()
+    """Of spatial: which parts, a to f; all, if none is named."""
+    models: tuple[str, ...] = ()
+    """Of spatial: which of the models that are compared, capsnet-r3-rec and cnn for example; all, if none is named."""
     table: bool = False
     """Print the table of what was run before, and run nothing."""
     json: bool = False
     """Print the table as JSON: a list of {row, data, model, runs, epochs, mean, std, paper}, errors in percent."""
 
     def run(self) -> None:
-        rows = find_rows(self.rows)
         if any(number is not None and number < 1 for number in (self.seeds, self.epochs)):
             raise InputError("seeds and epochs must be at least 1")
+        if SPATIAL in self.rows:
+            self._test_claim()
+            return
+        refuse_unless_spatial(parts=self.parts, models=self.models)
+        rows = find_rows(self.rows)
         read_records(self.out)  # a damaged one is told now, not after hours of training
         if not self.table:
             self._make_runs(rows)
@@ -52,6 +62,20 @@ class Reproduce:
                 print(f"not counted, as the row was defined otherwise then: {run}", file=sys.stderr)
         lines = make_table(rows, records)
         print(json.dumps([line.as_json() for line in lines]) if self.json else format_table(lines))
+
+    def _test_claim(self) -> None:
+        if len(self.rows) > 1:
+            raise InputError(f"{SPATIAL} is reproduced alone; name the rows of the tables in another call")
+        reproduce_spatial(
+            self.parts,
+            self.models,
+            seeds=self.seeds,
+            epochs=self.epochs,
+            device=self.device,
+            out=self.out,
+            only_table=self.table,
+            in_json=self.json,
+        )
 
     def _make_runs(self, rows: list[Row]) -> None:
         from capsnet.experiments.reproduce import Settings, reproduce  # Lightning, which the table does not need

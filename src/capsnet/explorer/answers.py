@@ -9,14 +9,15 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from capsnet import pretrained, runs
-from capsnet.data import ImageSet, PairSet, open_dataset
+from capsnet.data import ImageSet, PairSet
 from capsnet.errors import InputError
 from capsnet.evaluation import probabilities
+from capsnet.explorer.face_answers import Detectors
 from capsnet.insight.agreement import Agreement, agree
 from capsnet.insight.equivariance import capsules_of, transform
 from capsnet.insight.overlap import Overlap, separate
 from capsnet.insight.perturbations import decode
-from capsnet.models import CapsNet, Model
+from capsnet.models import CapsNet, CapsuleDetector, CNNDetector, Model
 from capsnet.runs import Run
 
 ITEMS = 10
@@ -51,6 +52,7 @@ class Explorer:
     pair: Subject
     cnn: Model | None
     about_cnn: str
+    faces: Detectors | None = None
 
 
 def open_explorer(folder: Path | None) -> Explorer:
@@ -59,13 +61,29 @@ def open_explorer(folder: Path | None) -> Explorer:
     Raises `InputError` if the run cannot be read, or has no decoder to look through.
     """
     single, pair = (_subject(pretrained.folder(name)) for name in ("mnist", "multimnist"))
-    if folder is not None:
+    detector = None if folder is None else runs.load(folder)
+    if isinstance(detector, CNNDetector):
+        raise InputError(f"the model in {folder} is no CapsNet; the explorer shows capsules")
+    if folder is not None and not isinstance(detector, CapsuleDetector):
         own = _subject(folder)
         single, pair = (single, own) if isinstance(own.test_set, PairSet) else (own, pair)
     beside = pretrained.folder("mnist-cnn")
     cnn = runs.load(beside)
     fits = single.run.data == "mnist" and single.shape == cnn.config["in_shape"]
-    return Explorer(single, pair, cnn if fits else None, _about(beside, cnn))
+    return Explorer(single, pair, cnn if fits else None, _about(beside, cnn), _detectors(detector, folder))
+
+
+def _detectors(own: Model | None, folder: Path | None) -> Detectors:
+    """The user's detector, or that inside the package; beside it the CNN inside the package, if it sees the same."""
+    places = [pretrained.folder(name) for name in ("faces", "faces-cnn")]
+    if folder is not None and isinstance(own, CapsuleDetector):
+        places[0] = folder
+    capsule, cnn = (runs.load(place) for place in places)
+    assert isinstance(capsule, CapsuleDetector)
+    assert isinstance(cnn, CNNDetector)
+    if capsule.config["in_shape"] != cnn.config["in_shape"]:
+        return Detectors(capsule, None, (_about(places[0], capsule),))
+    return Detectors(capsule, cnn, (_about(places[0], capsule), _about(places[1], cnn)))
 
 
 def _subject(folder: Path) -> Subject:
@@ -75,7 +93,7 @@ def _subject(folder: Path) -> Subject:
     if run.model.decoder is None:
         raise InputError(f"{folder} was trained without a decoder (--no-decoder), so there is nothing to look at")
     try:
-        test_set = open_dataset(run.data or "mnist", "test")
+        test_set = runs.open_split(folder, run.data or "mnist")
         test_set.require(run.model.config["in_shape"], run.model.config["num_classes"])
     except InputError:  # its images are elsewhere, or were not ours; one can still draw and upload
         test_set = None

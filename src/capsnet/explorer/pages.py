@@ -1,4 +1,4 @@
-"""The three pages: which part shows which answer. What is wrong with an input is told on the page."""
+"""The pages for digits: which part shows which answer. What is wrong with an input is told on the page."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from capsnet.explorer.answers import (
     to_pick_from,
     turn,
 )
+from capsnet.explorer.face_page import face_page
 from capsnet.explorer.pictures import read_url, to_url
 from capsnet.insight.agreement import agree, draw_agreement
 from capsnet.insight.equivariance import draw_equivariance, sweep
@@ -75,7 +76,7 @@ class Source:
 
 
 def build(explorer: Explorer) -> gr.Blocks:
-    """All three pages."""
+    """All pages."""
     with gr.Blocks(title="capsnet explorer", analytics_enabled=False) as blocks:
         gr.Markdown("# What a capsule knows")
         for name, page in (
@@ -85,6 +86,9 @@ def build(explorer: Explorer) -> gr.Blocks:
         ):
             with gr.Tab(name):
                 page(blocks)
+        if explorer.faces is not None:
+            with gr.Tab("A face"):
+                face_page(explorer.faces, blocks)
     return blocks
 
 

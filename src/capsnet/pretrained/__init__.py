@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-NAMES = ("mnist", "multimnist", "mnist-cnn")
+NAMES = ("mnist", "multimnist", "mnist-cnn", "faces", "faces-cnn")
 
 
 def folder(name: str) -> Path:
