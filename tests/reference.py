@@ -49,6 +49,25 @@ def route(u, W, iterations, leaky=False):
     return outputs, history
 
 
+def conv_route(u, W, kernel_size, stride, iterations, leaky=False):
+    """u (B, H, W, T, d), W (J, k·k·T, d, D) → v (B, H', W', J, D): Procedure 1 at each position."""
+    u = np.asarray(u, np.float64)
+    batch, height, width, types, _ = u.shape
+    rows, columns = (height - kernel_size) // stride + 1, (width - kernel_size) // stride + 1
+    v = np.zeros((batch, rows, columns, W.shape[0], W.shape[3]))
+    for n in range(batch):
+        for y in range(rows):
+            for x in range(columns):
+                seen = []
+                for down in range(kernel_size):
+                    for right in range(kernel_size):
+                        for t in range(types):
+                            seen.append(u[n, y * stride + down, x * stride + right, t])
+                outputs, _ = route(np.stack(seen)[None], W, iterations, leaky)
+                v[n, y, x] = outputs[0]
+    return v
+
+
 def margin_loss(lengths, multi_hot):
     total = 0.0
     for row, present in zip(lengths, multi_hot, strict=True):

@@ -307,3 +307,25 @@ def test_help_names_every_flag(capsys):
         assert stop.value.code == 0
         shown = capsys.readouterr().out
         assert all(flag in shown for flag in flags)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("data", 3), ("width", "x"), ("limit", 1.5), ("model", "resnet"), ("decoder", 1), ("held_out", True), ("x", 1)],
+)
+def test_a_run_whose_config_was_edited_is_not_resumed(capsys, tmp_path, field, value):
+    saved = {**cli.as_json(cli.Train()), field: value}
+    model = capsnet.CapsNet((1, 17, 17), 2, conv_channels=4, primary_types=2)
+    capsnet.save(model, tmp_path / "run", command=saved)
+    status, out, err = in_process(capsys, "train", "--resume", "--out", tmp_path / "run")
+    assert (status, out) == (2, "")
+    assert "config.json is damaged or of another version: " in err
+    assert field in err
+    assert err.count("\n") == 1
+
+
+def test_how_to_resume_a_run_of_a_program_is_told(capsys, tmp_path):
+    capsnet.save(capsnet.CapsNet((1, 17, 17), 2, conv_channels=4, primary_types=2), tmp_path / "run")
+    status, _, err = in_process(capsys, "train", "--resume", "--out", tmp_path / "run")
+    assert status == 2
+    assert f"capsnet.fit(…, out='{tmp_path / 'run'}', resume=True)" in err

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from capsnet.functional import _multi_hot, lengths, margin_loss, reconstruction_loss, squash
+from capsnet.functional import _multi_hot, lengths, margin_loss, reconstruction_loss, reconstruction_weight, squash
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
@@ -100,3 +100,15 @@ def test_reconstruction_loss_sums_over_pixels_and_averages_over_images():
     images = torch.zeros(2, 1, 2, 2)
     reconstruction = torch.tensor([1.0, 0.0]).reshape(2, 1, 1, 1).expand(2, 1, 2, 2) * 0.5
     assert reconstruction_loss(reconstruction, images).item() == pytest.approx((4 * 0.25 + 0) / 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 36, 36), (1, 40, 40), (3, 24, 24), (2, 32, 32), (3, 32, 32)])
+def test_the_papers_images_are_weighted_as_in_the_paper(shape):
+    assert reconstruction_weight(*shape) == 0.0005
+
+
+@pytest.mark.parametrize("shape", [(1, 41, 40), (3, 64, 64), (3, 224, 224), (2, 30, 300)])
+def test_a_wrong_large_image_costs_as_much_as_a_wrong_digit(shape):
+    digit = 0.0005 * reconstruction_loss(torch.full((2, 1, 28, 28), 0.5), torch.zeros(2, 1, 28, 28))
+    large = reconstruction_weight(*shape) * reconstruction_loss(torch.full((2, *shape), 0.5), torch.zeros(2, *shape))
+    assert large.item() == pytest.approx(digit.item(), rel=1e-5)

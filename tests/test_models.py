@@ -128,6 +128,15 @@ def test_the_loss_is_margin_plus_a_small_share_of_the_summed_squares():
     torch.testing.assert_close(model.loss(images, labels).total, margin + 0.0005 * squares)
 
 
+def test_the_reconstruction_of_a_large_image_counts_as_much_as_that_of_a_digit():
+    model = small((3, 72, 80))
+    images, labels = torch.rand(2, 3, 72, 80), torch.tensor([0, 1])
+    out = model(images)
+    margin = capsnet.functional.margin_loss(out.lengths, labels)
+    mean = (model.reconstruct(out.capsules, labels) - images).square().mean()
+    torch.testing.assert_close(model.loss(images, labels).total, margin + 0.0005 * 784 * mean)
+
+
 def test_two_digits_are_decoded_alone_each_against_its_own():
     model = small()
     images, digits = torch.rand(4, 1, 20, 20), torch.rand(4, 2, 1, 20, 20)
@@ -198,7 +207,12 @@ def test_without_decoder_there_is_no_reconstruction():
 
 @pytest.mark.parametrize(
     "model",
-    [small(leaky=True), capsnet.BaselineCNN((1, 8, 8), 4), capsnet.PoolingCNN((1, 20, 20), 4, padding=False)],
+    [
+        small(leaky=True),
+        small((3, 70, 72), hidden_capsules=((3, 4, 2), (5, 4))),
+        capsnet.BaselineCNN((1, 8, 8), 4),
+        capsnet.PoolingCNN((1, 20, 20), 4, padding=False),
+    ],
 )
 def test_a_model_can_be_rebuilt_from_its_config(model):
     twin = build_model(model_name(model), model.config)
@@ -227,6 +241,49 @@ def test_first_outputs_are_neither_silent_nor_saturated():
         upper = model(images).lengths
     assert lower.mean() > 0.1
     assert 0.05 < upper.mean() < 0.9
+
+
+def test_hidden_layers_are_stacked_by_position_then_type():
+    model = small((1, 24, 22), hidden_capsules=((3, 4, 2), (5, 6, 1, 2), (7, 4), (6, 5)), leaky=True, iterations=2)
+    primary = model.primary(model.features(torch.rand(2, 1, 24, 22)))
+    first, second, third, fourth = model.hidden
+    assert (model.grid, model.voter_grid, model.voter_types) == ((4, 3), (1, 1), 6)
+    by_hand = second(first(primary.reshape(2, 4, 3, 2, 8)))
+    assert by_hand.shape == (2, 2, 1, 5, 6)
+    by_hand = fourth(third(by_hand.reshape(2, 10, 6)))
+    torch.testing.assert_close(model.voters(primary), by_hand)
+    assert model.classes.weight.shape == (3, 6, 5, 16)
+    assert all((layer.iterations, layer.leaky) == (2, True) for layer in model.hidden)
+    loss = model.loss(torch.rand(2, 1, 24, 22), torch.tensor([0, 2]))
+    loss.total.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("hidden", "told"),
+    [
+        (((3, 4, 3),), "need a grid of 3×3, but it is 2×2"),
+        (((3, 4), (3, 4, 1)), "leaves no grid for the convolutional"),
+        (((3,),), "a hidden layer is"),
+        (((3, 4, 1, 1, 1),), "a hidden layer is"),
+        (((3, 0),), "whole numbers from 1, not 0"),
+        (((3, 4, 1.5),), "whole numbers from 1, not 1.5"),
+    ],
+)
+def test_hidden_layers_that_do_not_fit_are_told(hidden, told):
+    with pytest.raises(capsnet.InputError, match=told):
+        build_model("capsnet", {**small().config, "hidden_capsules": [list(sizes) for sizes in hidden]})
+
+
+@pytest.mark.parametrize("hidden", [((16, 8, 3),), ((32, 8),), ((16, 8, 3), (16, 8, 2), (32, 8))])
+def test_first_outputs_of_deeper_networks_are_neither_silent_nor_saturated(hidden):
+    torch.manual_seed(0)
+    images = capsnet.open_dataset("mnist", "test").images[:30].float() / 255
+    model = capsnet.CapsNet((1, 28, 28), 10, conv_channels=32, primary_types=8, decoder=False, hidden_capsules=hidden)
+    with torch.no_grad():
+        voters = capsnet.functional.lengths(model.voters(model.primary(model.features(images))))
+        assert 0.1 < voters.mean() < 0.9
+        assert 0.05 < model(images).lengths.mean() < 0.9
 
 
 def test_dense_capsules_refuse_sizes_below_one():

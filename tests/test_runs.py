@@ -103,7 +103,7 @@ def test_nothing_that_is_loaded_can_execute_code(run, tmp_path, monkeypatch):
     (run / runs.WEIGHTS).write_bytes(bomb)
     with pytest.raises(capsnet.InputError):
         capsnet.load(run)
-    from capsnet.callbacks import SafeCheckpointIO
+    from capsnet.checkpoints import SafeCheckpointIO
 
     for content in (bomb, b"", b"PK\x03\x04"):
         (run / runs.CHECKPOINT).write_bytes(content)
@@ -141,3 +141,15 @@ def test_only_our_models_are_saved(tmp_path):
 
     with pytest.raises(capsnet.InputError, match="cannot save or train a Mine"):
         capsnet.save(Mine((1, 17, 17), 2, conv_channels=4, primary_types=2), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "epoch\n1\n", "epoch,seconds,images_per_second\n1,0,3\n", "a,b\n1\n", '"' + "x" * 200_000]
+)
+def test_damaged_logs_are_refused(run, content):
+    (run / runs.METRICS).write_text(content)
+    if content:
+        with pytest.raises(capsnet.InputError, match=r"metrics\.csv (is damaged|cannot be read)"):
+            runs.read_metrics(run)
+    else:
+        assert runs.read_metrics(run) == []

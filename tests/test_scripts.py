@@ -1,9 +1,17 @@
 """The scripts that results come from."""
 
 import json
+import os
+import pickle
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import fuzz_runs
+import kill_runs
 import pytest
+import scaling
 import search_recipe
 
 import capsnet
@@ -58,3 +66,50 @@ def test_an_interrupted_search_goes_on(tiny, monkeypatch):
 def test_a_change_that_is_none_is_told(tiny):
     with pytest.raises(capsnet.InputError, match="'lr=3' is no change to a recipe, whose settings are: epochs, "):
         search("digits", "lr=3")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_four_kills_cost_no_more_than_a_step_each(tmp_path):
+    script = Path(kill_runs.__file__)
+    done = subprocess.run(
+        [sys.executable, script, "--kills", "4", "--folder", tmp_path], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("kill ") == 4
+    assert "after 4 kills the final weights are bit for bit those of the undisturbed run" in done.stdout
+
+
+def test_damaged_run_folders_are_refused_in_one_line(tmp_path):
+    found = fuzz_runs.fuzz(tmp_path, 150, seed=7)
+    assert found["last.ckpt", "refused"] == 30  # every change of a checkpoint is noticed
+    assert found["config.json", "refused"] > 10
+    assert not found["last.ckpt", "accepted"]
+
+
+def test_what_is_executed_raised_or_hangs_would_be_found(tmp_path, monkeypatch):
+    with pytest.raises(ZeroDivisionError):
+        fuzz_runs.refused(lambda: 1 / 0)
+    monkeypatch.setattr(fuzz_runs, "SECONDS", 1)
+    with pytest.raises(TimeoutError):
+        fuzz_runs.refused(lambda: time.sleep(3))
+    pickle.loads(pickle.dumps(fuzz_runs.Trap(tmp_path)))
+    assert (tmp_path / fuzz_runs.EXECUTED).exists()
+
+
+def test_the_ring_sends_each_gradient_almost_twice():
+    # By hand: 4 processes pass 4 quarters of 4 MB around, 3 times to add up and 3 times to hand out, at 1 MB/s.
+    assert scaling.ring_seconds(1_000_000, 4, 1e6) == pytest.approx(6 * 1.0)
+    assert scaling.ring_seconds(1_000_000, 1, 1e6) == 0
+
+
+def test_a_line_of_the_table_is_measured(monkeypatch):
+    monkeypatch.setattr(scaling, "STEPS", 1)
+    row = scaling.in_a_process({"batch": 4, "side": 20, "types": 2, "classes": 3})
+    assert row["capsules"] == 2 * 2 * 2
+    assert row["ms"] > 0
+    assert row["parameters"] == (81 + 1) * 64 + (64 * 81 + 1) * 16 + 8 * 3 * 8 * 16
+
+
+def test_where_the_curve_bends_computing_and_adding_up_take_equally_long():
+    count = scaling.bend(1_000_000, 0.3, 1e8)
+    assert 0.3 / count == pytest.approx(scaling.ring_seconds(1_000_000, 1, 1e8) + 8e6 * (count - 1) / count / 1e8)

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import os
 import signal
 from types import SimpleNamespace
 
@@ -444,3 +445,41 @@ def test_pairs_are_not_cropped(digits, tmp_path):
     with pytest.raises(capsnet.InputError, match="cannot cut 40×40"):
         fit(small(), digits, capsnet.Recipe(crop=40), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [28, 30])  # disk full; read-only
+def test_a_disk_that_fails_in_the_middle_leaves_the_last_checkpoint_from_which_the_run_goes_on(
+    digits, tmp_path, monkeypatch, number
+):
+    fit(small(), digits, out=tmp_path / "whole")
+    monkeypatch.setattr(callbacks, "CHECKPOINT_SECONDS", 0.0)
+    flushes = []
+
+    def fail(descriptor):
+        flushes.append(descriptor)
+        if len(flushes) > 12:
+            raise OSError(number, os.strerror(number))
+
+    with patched(os, "fsync", fail), pytest.raises(capsnet.InputError, match="what was saved before is intact"):
+        fit(small(), digits, out=tmp_path / "run")
+    assert not list((tmp_path / "run").glob(".*.partial"))
+    assert torch.load(tmp_path / "run" / runs.CHECKPOINT, weights_only=True)["global_step"] > 2
+    fit(small(), digits, out=tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_a_checkpoint_that_was_edited_is_refused_whoever_saved_it(digits, tmp_path):
+    fit(small(), digits, out=tmp_path / "run")
+    (tmp_path / "run" / runs.WEIGHTS).unlink()
+    path = tmp_path / "run" / runs.CHECKPOINT
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save({**checkpoint, "loops": 3}, path)  # with our fingerprint
+    with pytest.raises(capsnet.InputError, match=r"last\.ckpt is damaged"):
+        fit(small(), digits, out=tmp_path / "run", resume=True)
+
+
+def test_a_run_killed_before_its_config_can_be_started_again(digits, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config.json.123.partial").write_bytes(b"{")
+    fit(small(), digits, out=tmp_path / "run")
+    assert not list((tmp_path / "run").glob(".*.partial"))

@@ -7,29 +7,53 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from capsnet.data import ImageSet, PairSet, to_float
+from capsnet.data import ImageSet, PairSet, PosedSet, to_float
 from capsnet.data.augment import affine, crop, pose_matrices, shift
 from capsnet.data.multimnist import overlay
+from capsnet.evaluation import images_at_once
 from capsnet.models import Images, Labels, Targets
+from capsnet.models.detector import Poses
 from capsnet.recipe import Recipe
-
-EVALUATION_BATCH = 500
 
 
 class Batch(NamedTuple):
-    """Pixels are 0 to 1; `targets` show each of several things on an image alone, and are None for a single one."""
+    """Pixels are 0 to 1. `targets` show each of several things on an image alone, or are its poses if known.
+
+    They are None otherwise.
+    """
 
     images: Images
     labels: Labels
-    targets: Targets | None = None
+    targets: Targets | Poses | None = None
+
+
+class Part(NamedTuple):
+    """What one of several processes computes of a batch: positions in the set, and how much of the batch they are.
+
+    Where there is no image left for it, the share is 0 and the position the batch's first: it computes something all
+    the same, because every process takes part in adding up gradients.
+    """
+
+    start: int
+    stop: int
+    share: float
+
+    @property
+    def images(self) -> int:
+        """How many images this process answers for."""
+        return self.stop - self.start if self.share else 0
 
 
 class Batches(LightningDataModule):
-    """All images as one tensor on the device; a batch is cut from it by epoch and step.
+    """All images as one tensor; a batch is cut from it by epoch and step.
+
+    They lie on the device, if that has the room; else where they are, and of each batch the images are moved.
+
+    Of several processes each cuts its own part of the batch that one process would see.
 
     Lightning's loaders (`Steps`) only count. So nothing about the order has to be remembered in a checkpoint, and a
     run resumed in the middle of an epoch sees the batches that it would have seen.
@@ -41,35 +65,59 @@ class Batches(LightningDataModule):
         self.held_out = held_out
         self.recipe = recipe
         self.planned_epoch = -1
+        self.device = torch.device("cpu")
+        self.rank, self.processes = 0, 1
+
+    def share_out(self, rank: int, processes: int) -> None:
+        """From here on, cut the part of process number `rank` out of each batch."""
+        self.rank, self.processes = rank, processes
+
+    def train_part(self, step: int) -> Part:
+        return self._part(step, self.recipe.batch_size, len(self.train_set))
+
+    def held_out_part(self, step: int) -> Part:
+        assert self.held_out is not None
+        return self._part(step, images_at_once(self.held_out.image_shape), len(self.held_out))
+
+    def _part(self, step: int, size: int, count: int) -> Part:
+        start, stop = step * size, min((step + 1) * size, count)
+        first, last = (start + (stop - start) * rank // self.processes for rank in (self.rank, self.rank + 1))
+        return Part(first, last, (last - first) / (stop - start)) if first < last else Part(start, start + 1, 0.0)
 
     def train_dataloader(self) -> "Steps":
         return Steps(math.ceil(len(self.train_set) / self.recipe.batch_size))
 
     def val_dataloader(self) -> "Steps":
-        return Steps(math.ceil(len(self.held_out) / EVALUATION_BATCH) if self.held_out else 0)
+        return Steps(math.ceil(len(self.held_out) / images_at_once(self.held_out.image_shape)) if self.held_out else 0)
 
     def move_to(self, device: torch.device) -> None:
-        self.train_set = self.train_set.to(device)
-        self.held_out = self.held_out.to(device) if self.held_out else None
+        self.device = device
+        self.train_set = self.train_set.to(device) if _fits(self.train_set, device) else self.train_set
+        if self.held_out and _fits(self.held_out, device):
+            self.held_out = self.held_out.to(device)
 
     def train_batch(self, epoch: int, step: int) -> Batch:
         """Augmented images, in the order of this epoch; of a set of pairs, pairs that no other epoch has."""
         if epoch != self.planned_epoch:
             self._plan(epoch)
-        start = step * self.recipe.batch_size
-        stop = min(start + self.recipe.batch_size, len(self.train_set))
+        start, stop, _ = self.train_part(step)
         if isinstance(self.epoch_set, PairSet):
             pairs = self.epoch_set.batch(start, stop)
             digits = self.augmentation(pairs.digits.flatten(0, 1), slice(2 * start, 2 * stop)).unflatten(0, (-1, 2))
             return Batch(to_float(overlay(digits)), pairs.labels, to_float(digits))
         chosen = self.order[start:stop]
-        images = self.augmentation(self.epoch_set.images[chosen], slice(start, stop))
-        return Batch(to_float(images), self.epoch_set.labels[chosen])
+        images = self.augmentation(_moved(self.epoch_set.images_at(chosen), self.device), slice(start, stop))
+        poses = None
+        if isinstance(self.epoch_set, PosedSet):
+            poses = _moved(self.epoch_set.poses[chosen], self.device)
+            poses = self.augmentation.moved(poses, images.shape[2], slice(start, stop))
+        return Batch(to_float(images), _moved(self.epoch_set.labels[chosen], self.device), poses)
 
     def held_out_batch(self, step: int) -> Batch:
         assert self.held_out is not None
-        batch = self.held_out.batch(step * EVALUATION_BATCH, (step + 1) * EVALUATION_BATCH)
-        return Batch(to_float(batch.images), batch.labels)
+        start, stop, _ = self.held_out_part(step)
+        batch = self.held_out.batch(start, stop)
+        return Batch(to_float(_moved(batch.images, self.device)), _moved(batch.labels, self.device))
 
     def _plan(self, epoch: int) -> None:
         """All that is random in an epoch, drawn on the CPU so that every device sees the same, and moved once."""
@@ -81,8 +129,8 @@ class Batches(LightningDataModule):
             self.augmentation = Augmentation(recipe, data.image_shape, 2 * count, generator, data.digits.images.device)
         else:
             self.epoch_set = data
-            self.order = torch.randperm(count, generator=generator).to(data.images.device)
-            self.augmentation = Augmentation(recipe, data.image_shape, count, generator, data.images.device)
+            self.order = torch.randperm(count, generator=generator).to(data.device)
+            self.augmentation = Augmentation(recipe, data.image_shape, count, generator, self.device)
         self.planned_epoch = epoch
 
 
@@ -120,6 +168,10 @@ class Augmentation:
             return affine(images, self.poses[part])
         return shift(images, self.offsets[part], self.reach) if self.reach else images
 
+    def moved(self, poses: Float[Tensor, "batch 5"], height: int, part: slice) -> Float[Tensor, "batch 5"]:
+        """The poses of things on images that were shifted; other changes of pose are refused where training starts."""
+        return torch.cat([poses[:, :2] + self.offsets[part] / height, poses[:, 2:]], dim=1)
+
 
 class Steps:
     """What Lightning takes for a data loader: the numbers of an epoch's steps. Resumable, as it has no state."""
@@ -138,6 +190,20 @@ class Steps:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         pass
+
+
+def _fits(data: ImageSet | PairSet, device: torch.device) -> bool:
+    """Whether all images may lie on a device: those made there, and others if half of its free memory is enough."""
+    if isinstance(data, PairSet) or device.type != "cuda":
+        return True
+    return 2 * data.nbytes < torch.cuda.mem_get_info(device)[0]
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """From pinned memory a GPU fetches a batch while Python goes on."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def mix_seed(*parts: int) -> int:

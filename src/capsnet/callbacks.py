@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -29,6 +28,7 @@ CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written at the end of every epoch, and within an epoch when the last one is older than this."""
 CHECK_EVERY = 50
 """Steps between two looks at whether the loss is finite; each look makes a GPU wait."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class TrainingInterruptedError(Exception):
@@ -40,7 +40,7 @@ class Recorder(Callback):
 
     The vital signs of a CapsNet at the end of the epoch, measured on the `probe` images, go with them.
     The sums stay on the device until the epoch ends, and travel in the checkpoint, so that a resumed run records what
-    an undisturbed one would.
+    an undisturbed one would. Of several processes each has sums of its own, until they are gathered.
     """
 
     def __init__(self, batch_size: int, folder: Path | None, probe: torch.Tensor) -> None:
@@ -55,6 +55,7 @@ class Recorder(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = time.perf_counter()
+        self._leave_to_the_first(trainer)  # what a checkpoint has brought
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
@@ -78,8 +79,8 @@ class Recorder(Callback):
         self._add(outputs)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.refuse_unless_finite(trainer)
-        sums = {name: float(value) for name, value in self.sums.items()}
+        totals = self.refuse_unless_finite(trainer)
+        sums = {name: float(value) for name, value in totals.items()}
         images = sums.pop("images")
         held_out_images, held_out_errors = sums.pop("held_out_images", 0), sums.pop("held_out_errors", 0)
         seconds = self.seconds + time.perf_counter() - self.started
@@ -97,7 +98,7 @@ class Recorder(Callback):
         }
         self.rows.append(row)
         self.sums, self.seconds, self.started = {}, 0.0, time.perf_counter()
-        if self.folder:
+        if self.folder and trainer.is_global_zero:
             write_atomically(self.folder / METRICS, _as_csv(self.rows))
         for logger in trainer.loggers:
             logger.log_metrics({name: float(value) for name, value in row.items()}, step=trainer.global_step)
@@ -109,16 +110,33 @@ class Recorder(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.sums, self.seconds = state_dict["rows"], state_dict["sums"], state_dict["seconds"]
 
-    def refuse_unless_finite(self, trainer: Trainer) -> None:
-        """Raises `InputError` if any loss of this epoch so far was infinite or not a number."""
-        if all(bool(value.isfinite()) for value in self.sums.values()):
-            return
+    def refuse_unless_finite(self, trainer: Trainer) -> dict[str, torch.Tensor]:
+        """The sums over all processes; the first process has them from here on.
+
+        Raises `InputError` if any loss of this epoch so far was infinite or not a number. Every process must call it.
+        """
+        totals = self._gather(trainer)
+        if all(bool(value.isfinite()) for value in totals.values()):
+            return totals
         there = self.folder is not None and (self.folder / CHECKPOINT).exists()
         kept = f"; the last good checkpoint is kept in {self.folder}/{CHECKPOINT}" if there else ""
         raise InputError(
             f"the loss is no longer finite (epoch {trainer.current_epoch + 1}, before step {trainer.global_step}); "
             f"try a smaller learning rate{kept}"
         )
+
+    def _gather(self, trainer: Trainer) -> dict[str, torch.Tensor]:
+        if trainer.world_size > 1 and self.sums:
+            together = torch.stack([value.double() for value in self.sums.values()])
+            torch.distributed.all_reduce(together)
+            self.sums = {name: total.to(self.sums[name].dtype) for name, total in zip(self.sums, together, strict=True)}
+        totals = self.sums
+        self._leave_to_the_first(trainer)
+        return totals
+
+    def _leave_to_the_first(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero:
+            self.sums = {name: torch.zeros_like(value) for name, value in self.sums.items()}
 
     def _add(self, sums: dict[str, torch.Tensor]) -> None:
         for name, value in sums.items():
@@ -177,15 +195,18 @@ class StopAtError(Callback):
 class Checkpoints(Checkpoint):
     """Keeps `last.ckpt` fresh, and turns Ctrl-C and SIGTERM into a checkpoint after the step under way.
 
+    Of several processes the first writes, by its clock; a signal to any of them stops all after the same step.
     Lightning calls subclasses of its `Checkpoint` after all other callbacks, so what is saved is complete.
     """
 
-    def __init__(self, recorder: Recorder, folder: Path | None, fingerprint: str) -> None:
+    def __init__(self, recorder: Recorder, folder: Path | None, fingerprint: str, speaks: bool = True) -> None:
         self.recorder = recorder
+        self.speaks = speaks
         self.folder = folder
         self.fingerprint = fingerprint
         self.saved = time.perf_counter()
         self.interrupted = False
+        self.group: Any = None
 
     @contextlib.contextmanager
     def catching_signals(self) -> Iterator[None]:
@@ -193,12 +214,20 @@ class Checkpoints(Checkpoint):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         try:
             yield
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            # Lightning's own handler of SIGTERM, set just now, broadcasts from wherever a process happens to be.
+            for number in SIGNALS:
+                signal.signal(number, self._on_signal)
+        if trainer.world_size > 1:  # on the CPU, so that no GPU waits for the answer
+            self.group = torch.distributed.new_group(backend="gloo")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["fingerprint"] = self.fingerprint
@@ -208,14 +237,26 @@ class Checkpoints(Checkpoint):
     ) -> None:
         if trainer.is_last_batch:
             return  # the epoch's end follows, with what belongs to it, and saves
-        if self.interrupted or time.perf_counter() - self.saved > CHECKPOINT_SECONDS:
+        due = trainer.is_global_zero and time.perf_counter() - self.saved > CHECKPOINT_SECONDS
+        interrupted, due = self._any(self.interrupted, due)
+        if interrupted or due:
             self._save(trainer, pl_module)
-        self._stop_if_interrupted(trainer)
+        if interrupted:
+            self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, pl_module)
-        if trainer.current_epoch + 1 != trainer.max_epochs:
-            self._stop_if_interrupted(trainer)
+        (interrupted,) = self._any(self.interrupted)
+        if interrupted and trainer.current_epoch + 1 != trainer.max_epochs:
+            self._stop(trainer)
+
+    def _any(self, *flags: bool) -> list[bool]:
+        """Each flag, whether any process has it."""
+        if self.group is None:
+            return list(flags)
+        raised = torch.tensor(flags, dtype=torch.uint8)
+        torch.distributed.all_reduce(raised, torch.distributed.ReduceOp.MAX, self.group)
+        return [bool(flag) for flag in raised]
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.folder:
@@ -224,42 +265,18 @@ class Checkpoints(Checkpoint):
         # A finite loss can be followed by an update that is not; such weights must not replace good ones.
         if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
             raise InputError("the weights are no longer finite; try a smaller learning rate")
-        trainer.save_checkpoint(self.folder / CHECKPOINT)
+        trainer.save_checkpoint(self.folder / CHECKPOINT)  # only the first process writes it
         self.saved = time.perf_counter()
 
-    def _stop_if_interrupted(self, trainer: Trainer) -> None:
-        if self.interrupted:
-            raise TrainingInterruptedError(f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}")
+    def _stop(self, trainer: Trainer) -> None:
+        raise TrainingInterruptedError(f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.interrupted:  # the second time, at once; Lightning would answer a KeyboardInterrupt with exit 1
             raise TrainingInterruptedError("the middle of a step")
         self.interrupted = True
-        print("stopping after this step …", file=sys.stderr)
-
-
-class SafeCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints whole or not at all; reads only this very run's, without executing anything they contain."""
-
-    def __init__(self, fingerprint: str) -> None:
-        super().__init__()
-        self.fingerprint = fingerprint
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_atomically(Path(path), buffer.getvalue())
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        try:
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-        except Exception:  # torch.load raises nearly every kind on damaged files, with advice that we do not share
-            raise InputError(f"{path} is damaged or no checkpoint; remove it to start the run anew") from None
-        if not isinstance(checkpoint, dict) or checkpoint.get("fingerprint") != self.fingerprint:
-            raise InputError(f"{path} is the checkpoint of another run: model, recipe or training images differ")
-        return checkpoint
+        if self.speaks:
+            print("stopping after this step …", file=sys.stderr)
 
 
 class ShowProgress(Callback):

@@ -7,9 +7,13 @@ import re
 import signal
 import sys
 import threading
+import types
+from collections.abc import Mapping
+from dataclasses import fields
 from itertools import pairwise
+from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -18,11 +22,13 @@ from capsnet.allocator import tune_allocator
 from capsnet.commands.bench import Bench
 from capsnet.commands.evaluate import Evaluate
 from capsnet.commands.explore import Explore
+from capsnet.commands.export import Export
 from capsnet.commands.figures import Figures
 from capsnet.commands.predict import Predict
+from capsnet.commands.push import Push
 from capsnet.commands.reproduce import Reproduce
 from capsnet.commands.train import Train, as_json
-from capsnet.errors import InputError
+from capsnet.errors import InputError, ProcessLostError
 from capsnet.recipe import RECIPES, Recipe
 
 Command = (
@@ -30,10 +36,15 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Figures, tyro.conf.subcommand("figures")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Push, tyro.conf.subcommand("push")]
     | Annotated[Explore, tyro.conf.subcommand("explore")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
 )
+
+
+ABOUT = "Capsule networks that people can use. capsnet --version says which version this is."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,13 +57,17 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)
-        _parse(arguments).run()
+        status = _parse(arguments).run() or 0
         sys.stdout.flush()
     except InputError as error:
-        print(f"capsnet: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"capsnet: {_which_process()}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except ProcessLostError as error:
+        print(f"capsnet: {_which_process()}{error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as stop:
-        print(f"\ncapsnet: {str(stop) or 'interrupted'}", file=sys.stderr)
+        if not _which_process():  # the first of several says it
+            print(f"\ncapsnet: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `capsnet … | head`
         _drop_output()
@@ -61,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         _drop_output()
         print(f"capsnet: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
         return 2
-    return 0
+    return status
 
 
 def _drop_output() -> None:
@@ -74,12 +89,18 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt("terminated")
 
 
+def _which_process() -> str:
+    """Of several processes that train together, those after the first say who they are."""
+    number = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0")
+    return "" if number == "0" else f"process {number}: "
+
+
 def _parse(arguments: list[str]) -> Command:
     recipe = _named_recipe(arguments)
     if arguments[:1] == ["train"] and recipe:
         command = _parse_train(arguments, Train(recipe=recipe))
     else:
-        command = _parse_with(Command, arguments, prog="capsnet", description="Capsule networks that people can use.")
+        command = _parse_with(Command, arguments, prog="capsnet", description=ABOUT)
     if isinstance(command, Train) and command.resume:
         return _parse_resumed(command, arguments)
     return command
@@ -130,18 +151,42 @@ def _parse_resumed(command: Train, arguments: list[str]) -> Train:
         raise InputError("--resume needs the run to go on with: --out RUN")
     saved = runs.read_config(command.out).get("command")
     if not isinstance(saved, dict) or not saved:
-        raise InputError(f"{command.out} was not started by `capsnet train`; resume it where it was started")
+        raise InputError(
+            f"{command.out} was not started by `capsnet train`; go on where it was started, with the same model, data "
+            f"and recipe: capsnet.fit(…, out={str(command.out)!r}, resume=True)"
+        )
     if "reproduce" in saved:
         raise InputError(
             f"{command.out} is a run of the paper's tables; go on with: capsnet reproduce {saved['reproduce']}"
         )
-    try:
-        settings = Train(**{**saved, "recipe": Recipe(**saved["recipe"])})
-    except (TypeError, KeyError) as error:
-        raise InputError(f"{command.out / runs.CONFIG} is damaged or of another version: {error}") from None
+    settings = _saved_settings(saved, command.out / runs.CONFIG)
     # As defaults, so that the flags given now override what was saved and can be seen to differ.
     again = _parse_train(arguments, settings)
     for name, value in as_json(again).items():
-        if name not in ("out", "resume", "device") and value != as_json(settings)[name]:
+        if name != "device" and value != as_json(settings)[name]:
             raise InputError(f"a resumed run keeps its settings, and {name} would differ; leave that flag out")
     return again
+
+
+def _saved_settings(saved: Mapping[str, Any], path: Path) -> Train:
+    """What a run's config records, which may have been edited since. Raises `InputError` unless all of it fits."""
+    try:
+        settings = Train(**{**saved, "recipe": Recipe(**saved["recipe"])})
+    except (TypeError, KeyError) as error:
+        raise InputError(f"{path} is damaged or of another version: {error}") from None
+    hints = get_type_hints(Train)
+    for field in fields(Train):
+        value = getattr(settings, field.name)
+        if not _fits(value, hints[field.name]):
+            raise InputError(f"{path} is damaged or of another version: {field.name} cannot be {value!r}")
+    return settings
+
+
+def _fits(value: object, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
+    if get_origin(kind) in (Union, types.UnionType):
+        return any(_fits(value, each) for each in get_args(kind))
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)

@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend."""
+"""What can go wrong that is not a bug."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The command line prints that line and ends with exit status 2; anything else that is raised is a bug of ours.
     """
+
+
+class ProcessLostError(RuntimeError):
+    """Of several processes that trained together, another one has ended. The message is one line; exit status 1."""

@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor
 from capsnet.data import ImageSet, PairSet, to_float
 from capsnet.data.augment import shift
 from capsnet.devices import pick_device
-from capsnet.models import Ensemble, Model
+from capsnet.models import Detection, Detector, Ensemble, Model
 
 BATCH = 500
+VALUES = 64 * 3 * 224 * 224
+"""So many pixels, counting each channel, are in memory as floating-point numbers at a time."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,9 @@ def evaluate(
     errors = thing_errors = things = 0
     predictions = []
     started = time.perf_counter()
-    for start in range(0, len(data), BATCH):
-        batch = data.batch(start, start + BATCH)
+    size = images_at_once(data.image_shape)
+    for start in range(0, len(data), size):
+        batch = data.batch(start, start + size)
         scores = _probabilities(model, batch.images.to(device), shifts).cpu()
         labels = batch.labels.cpu()
         missed = missed_things(scores, labels)
@@ -74,6 +78,11 @@ def evaluate(
         predictions.append(scores.topk(missed.shape[1]).indices.reshape(labels.shape))
     seconds = time.perf_counter() - started
     return Evaluation(len(data), errors, things, thing_errors, seconds, torch.cat(predictions))
+
+
+def images_at_once(image_shape: Sequence[int]) -> int:
+    """How many images to test at a time: 500, or fewer where they are large."""
+    return max(1, min(BATCH, VALUES // math.prod(image_shape)))
 
 
 def missed_things(
@@ -105,13 +114,25 @@ def probabilities(
     model: Model | Ensemble,
     images: UInt8[Tensor, "count channels height width"],
     device: torch.device | str = "cpu",
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     shifts: int = 0,
 ) -> Float[Tensor, "count classes"]:
     """The probability of each class for each image, computed in batches; on the CPU. Leaves the model on `device`."""
     device = pick_device(device)
     model.to(device).eval()
-    return torch.cat([_probabilities(model, part.to(device), shifts).cpu() for part in images.split(batch_size)])
+    size = batch_size or images_at_once(images.shape[1:])
+    return torch.cat([_probabilities(model, part.to(device), shifts).cpu() for part in images.split(size)])
+
+
+@torch.inference_mode()
+def detect(
+    model: Detector, images: UInt8[Tensor, "count channels height width"], device: torch.device | str = "cpu"
+) -> Detection:
+    """What a detector says of each image, computed in batches; on the CPU. Leaves the model on `device`."""
+    device = pick_device(device)
+    model.to(device).eval()
+    found = [model.detect(to_float(part.to(device))) for part in images.split(BATCH)]
+    return Detection(*(torch.cat([each.float().cpu() for each in parts]) for parts in zip(*found, strict=True)))
 
 
 def _probabilities(

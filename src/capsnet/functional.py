@@ -18,7 +18,8 @@ MARGIN_ABSENT = 0.1
 ABSENT_WEIGHT = 0.5
 """λ of equation 4: down-weights the absent classes, so that early training does not shrink every capsule."""
 RECONSTRUCTION_WEIGHT = 0.0005
-"""Weight of the summed squared pixel differences beside the margin loss."""
+"""Weight of the summed squared pixel differences beside the margin loss; for large images `reconstruction_weight`."""
+PAPER_PIXELS, MNIST_VALUES = 40 * 40, 28 * 28
 
 
 def squash(s: Float[Tensor, "*shape"], dim: int = -1) -> Float[Tensor, "*shape"]:
@@ -73,6 +74,18 @@ def reconstruction_loss(
     Where several things on an image are reconstructed, `(B, K, C, H, W)`, they are summed too.
     """
     return (reconstruction - images).square().flatten(1).sum(dim=1).mean()
+
+
+def reconstruction_weight(channels: int, height: int, width: int) -> float:
+    """What `reconstruction_loss` is multiplied by beside the margin loss, for images of this size.
+
+    The paper's 0.0005 up to 40×40 pixels, its largest images, whatever their channels. The loss is a sum over pixels
+    and channels, and the margin loss is not: at 224×224×3 it is 192 times as large as MNIST's, and nothing else would
+    be learnt. So a larger image counts as if it had the 784 values of one of MNIST's.
+    """
+    if height * width <= PAPER_PIXELS:
+        return RECONSTRUCTION_WEIGHT
+    return RECONSTRUCTION_WEIGHT * MNIST_VALUES / (channels * height * width)
 
 
 def _widen(x: Tensor) -> Tensor:

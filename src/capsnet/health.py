@@ -21,27 +21,35 @@ def vital_signs(model: CapsNet, images: UInt8[Tensor, "count channels height wid
     """A few numbers that tell a network that learns from one that does not, measured on about `PROBE` images.
 
     `dead_primary` and `dead_classes`: the share of primary capsule types, and of class capsules, that are shorter than
-    `DEAD` on every image and everywhere on it. `coupling_entropy`: of the last iteration, as a share of what equal
-    couplings have, weighted by how long the capsules are; 1 means that routing decides nothing. `conv_norm`,
-    `primary_norm`, `class_norm`: root mean square of Conv1, mean length of a primary capsule, and of the longest class
-    capsule.
+    `DEAD` on every image and everywhere on it. `coupling_entropy`: of the last iteration below the classes, as a share
+    of what equal couplings have, weighted by how long the capsules are; 1 means that routing decides nothing.
+    `conv_norm`, `primary_norm`, `class_norm`: root mean square of Conv1, mean length of a primary capsule, and of the
+    longest class capsule. With hidden capsules, `dead_hidden` and `hidden_norm` are those of the last layer of them.
     """
     device = next(model.parameters()).device
     features = model.features(to_float(images.to(device)))
     primary = model.primary(features)
-    active = lengths(primary).float()
-    classes = lengths(model.classes(primary)).float()
-    entropy = float(coupling_entropy(model.classes.couplings(primary), active)[-1])
+    voters = model.voters(primary)
+    active, voting = lengths(primary).float(), lengths(voters).float()
+    classes = lengths(model.classes(voters)).float()
+    entropy = float(coupling_entropy(model.classes.couplings(voters), voting)[-1])
     choices = classes.shape[1] + model.classes.leaky
-    dead_types = active.unflatten(1, (-1, model.primary.types)).amax((0, 1)) < DEAD
-    return {
-        "dead_primary": float(dead_types.float().mean()),
-        "dead_classes": float((classes.amax(0) < DEAD).float().mean()),
+    signs = {
+        "dead_primary": _dead(active, model.primary.types),
+        "dead_classes": _dead(classes, classes.shape[1]),
         "coupling_entropy": entropy / math.log2(choices) if choices > 1 else 0.0,
         "conv_norm": float(features.float().square().mean().sqrt()),
         "primary_norm": float(active.mean()),
         "class_norm": float(classes.amax(1).mean()),
     }
+    if model.hidden:
+        signs |= {"dead_hidden": _dead(voting, model.voter_types), "hidden_norm": float(voting.mean())}
+    return signs
+
+
+def _dead(active: Float[Tensor, "count capsules"], types: int) -> float:
+    """The share of capsule types that are nowhere alive."""
+    return float((active.unflatten(1, (-1, types)).amax((0, 1)) < DEAD).float().mean())
 
 
 def coupling_entropy(

@@ -1,4 +1,4 @@
-"""The building blocks of a capsule network: PrimaryCapsules, DenseCapsules, Decoder."""
+"""The building blocks of a capsule network: PrimaryCapsules, DenseCapsules, ConvCapsules, Decoder."""
 
 import math
 from itertools import pairwise
@@ -9,6 +9,11 @@ from torch import Tensor, nn
 
 from capsnet import functional, routing
 from capsnet.convolution import Conv2d
+
+DENSE_PIXELS = 64 * 64
+"""Larger images are decoded by convolutions."""
+ROUTED_LENGTH = 0.35
+"""How long routed capsules are when training starts, about: the `input_length` of a layer above them."""
 
 
 class PrimaryCapsules(nn.Module):
@@ -30,7 +35,7 @@ class PrimaryCapsules(nn.Module):
         nn.init.zeros_(_bias(self.conv))
 
     def forward(self, features: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch capsules dim"]:
-        s = self.conv(features).permute(0, 2, 3, 1).reshape(len(features), -1, self.dim)
+        s = self.conv(features).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, self.dim))
         return functional.squash(s)
 
 
@@ -51,6 +56,7 @@ class DenseCapsules(nn.Module):
         *,
         leaky: bool = False,
         detach_early: bool = False,
+        input_length: float = 1.0,
     ) -> None:
         super().__init__()
         if min(in_capsules, in_dim, out_capsules, out_dim, iterations) < 1:
@@ -59,7 +65,7 @@ class DenseCapsules(nn.Module):
         self.leaky = leaky
         self.detach_early = detach_early
         self.weight = nn.Parameter(torch.empty(out_capsules, in_capsules, in_dim, out_dim))
-        nn.init.normal_(self.weight, std=_weight_std(in_capsules, out_capsules, out_dim))
+        nn.init.normal_(self.weight, std=_weight_std(in_capsules, out_capsules, out_dim, input_length))
 
     def forward(self, u: Float[Tensor, "batch in_capsules in_dim"]) -> Float[Tensor, "batch out_capsules out_dim"]:
         return routing.route(u, self.weight, self.iterations, leaky=self.leaky, detach_early=self.detach_early)
@@ -71,8 +77,68 @@ class DenseCapsules(nn.Module):
         return routing.couplings(u, self.weight, self.iterations, leaky=self.leaky)
 
 
+class ConvCapsules(nn.Module):
+    """Capsules that each see a neighbourhood of those below, by matrices shared over positions, and local routing.
+
+    Input `(B, rows, columns, in_types, in_dim)`; output `(B, rows', columns', out_types, out_dim)`, with
+    `side' = (side - kernel_size) // stride + 1`. `weight[j, i]` turns capsule `i` of a neighbourhood (by row, column,
+    then type) into its vote for type `j` there. The output of `PrimaryCapsules` is
+    `capsules.unflatten(1, (rows, columns, types))` in this shape.
+
+    Whose competition is it? A capsule lies in several neighbourhoods, and in each it competes for itself: for every
+    output position its couplings sum to one over the output types. So it is in the paper where there is one position;
+    and so the authors' released convolutional layer (`conv_slim_capsule`) takes its softmax, though there a type sums
+    its votes over the neighbourhood before they are routed. Here each capsule is routed alone. Had it to
+    share one unit among all positions too, as in EM routing (Hinton, Sabour and Frosst 2018), capsules in the middle of
+    a grid, seen by up to `kernel_size²` neighbourhoods, would count for less in each than those at its edge.
+
+    Routing works on the inputs of all neighbourhoods side by side, `kernel_size² / stride²` times as large as the
+    input, and never on the votes, which would be larger by another `out_types · out_dim / in_dim`.
+    Raises `ValueError` for sizes below one.
+    """
+
+    def __init__(
+        self,
+        in_types: int,
+        in_dim: int,
+        out_types: int,
+        out_dim: int,
+        kernel_size: int,
+        stride: int = 1,
+        iterations: int = 3,
+        *,
+        leaky: bool = False,
+        input_length: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if min(in_types, in_dim, out_types, out_dim, kernel_size, stride, iterations) < 1:
+            raise ValueError("types, dimensions, kernel size, stride and iterations must be at least 1")
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.iterations = iterations
+        self.leaky = leaky
+        seen = kernel_size**2 * in_types
+        self.weight = nn.Parameter(torch.empty(out_types, seen, in_dim, out_dim))
+        nn.init.normal_(self.weight, std=_weight_std(seen, out_types, out_dim, input_length))
+
+    def forward(
+        self, u: Float[Tensor, "batch rows columns in_types in_dim"]
+    ) -> Float[Tensor, "batch new_rows new_columns out_types out_dim"]:
+        size, step = self.kernel_size, self.stride
+        windows = u.unfold(1, size, step).unfold(2, size, step)  # (B, rows', columns', types, dim, k, k), a view
+        seen = windows.permute(0, 1, 2, 5, 6, 3, 4).flatten(3, 5)
+        v = routing.route(seen.flatten(0, 2), self.weight, self.iterations, leaky=self.leaky)
+        return v.unflatten(0, seen.shape[:3])
+
+
 class Decoder(nn.Module):
-    """Reconstructs an image from the capsule of one class; the others are masked (paper, section 4.1)."""
+    """Reconstructs an image from the capsule of one class; the others are masked (paper, section 4.1).
+
+    Up to 64×64 pixels all layers are dense, as in the paper. Above, a dense output layer would have most of the
+    network's weights, 154 million at 224×224×3; there the last but one makes a small picture of many channels, and
+    convolutions draw it larger and larger. It grows by repeating pixels: transposed convolutions leave the pattern of a
+    chequerboard (Odena, Dumoulin and Olah 2016, *Deconvolution and checkerboard artifacts*).
+    """
 
     def __init__(
         self, num_classes: int, capsule_dim: int, out_shape: tuple[int, int, int], hidden: tuple[int, ...] = (512, 1024)
@@ -83,26 +149,62 @@ class Decoder(nn.Module):
         stages: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
             stages += [nn.Linear(width_in, width_out), nn.ReLU()]
-        self.stages = nn.Sequential(*stages, nn.Linear(widths[-1], math.prod(out_shape)), nn.Sigmoid())
+        if math.prod(out_shape[1:]) <= DENSE_PIXELS:
+            stages.append(nn.Linear(widths[-1], math.prod(out_shape)))
+        else:
+            stages += _growing(widths[-1], out_shape)
+            _start_awake(stages, num_classes)
+        self.stages = nn.Sequential(*stages, nn.Sigmoid())
 
     def forward(
         self, capsules: Float[Tensor, "batch classes dim"], classes: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch channels height width"]:
         keep = nn.functional.one_hot(classes, capsules.shape[1]).to(capsules.dtype)
-        return self.stages((capsules * keep[..., None]).flatten(1)).unflatten(1, self.out_shape)
+        return self.stages((capsules * keep[..., None]).flatten(1)).reshape(-1, *self.out_shape)
 
 
-def _weight_std(in_capsules: int, out_capsules: int, out_dim: int) -> float:
+def _growing(features: int, out_shape: tuple[int, int, int]) -> list[nn.Module]:
+    """From `features` numbers to an image: a picture of at most 8×8, doubled and convolved until it has the full size.
+
+    Channels halve as the sides double, so that every step costs about the same, from a sixteenth of the features at
+    most down to 16 at half the full size.
+    """
+    sizes = [out_shape[1:]]
+    while max(sizes[0]) > 8:
+        sizes.insert(0, ((sizes[0][0] + 1) // 2, (sizes[0][1] + 1) // 2))
+    most = max(1, features // 16)
+    channels = [min(most, 2**doublings) for doublings in range(len(sizes) + 2, 3, -1)]
+    first = nn.Linear(features, channels[0] * math.prod(sizes[0]))
+    stages = [first, nn.ReLU(), nn.Unflatten(1, (channels[0], *sizes[0]))]
+    for size, (before, after) in zip(sizes[1:], pairwise([*channels, out_shape[0]]), strict=True):
+        conv = Conv2d(before, after, 3, padding=1, relu=size != sizes[-1])
+        stages += [nn.Upsample(size), conv]
+    return stages
+
+
+def _start_awake(stages: list[nn.Module], num_classes: int) -> None:
+    """He's scale throughout: PyTorch's own leaves nothing of a capsule after so many layers."""
+    layers = [stage for stage in stages if isinstance(stage, nn.Linear | nn.Conv2d)]
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="linear" if layer is layers[-1] else "relu")
+        nn.init.zeros_(_bias(layer))
+    with torch.no_grad():
+        layers[0].weight *= num_classes**0.5  # of its inputs all but one class's are masked
+
+
+def _weight_std(in_capsules: int, out_capsules: int, out_dim: int, input_length: float) -> float:
     """A scale at which the first outputs are neither silent nor saturated, whatever the sizes.
 
     In the first iteration every coupling is 1/J, so `s_j` sums I votes of weight 1/J. With votes of independent
     sign, `‖s_j‖ ≈ √(I·D) / J · ‖u‖ · std`. The value below asks for `‖s_j‖ ≈ ½` at `‖u‖ ≈ 1`, near where squash is
     steepest. Much below, squash is quadratic and all but silences what little there is to learn from; at 1 and above,
     routing drives all capsules to full length, and the first steps are spent on undoing that.
+    Above a routed layer the inputs are shorter than one, by `input_length`, and the weights make up for it; else each
+    layer would be more silent than the one below it.
     """
-    return out_capsules / (2 * math.sqrt(in_capsules * out_dim))
+    return out_capsules / (2 * input_length * math.sqrt(in_capsules * out_dim))
 
 
-def _bias(conv: nn.Conv2d) -> Tensor:
-    assert conv.bias is not None
-    return conv.bias
+def _bias(layer: nn.Conv2d | nn.Linear) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias

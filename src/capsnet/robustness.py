@@ -13,7 +13,7 @@ from capsnet.data.augment import affine, pose_matrices
 from capsnet.data.draws import NUMBERS, below, draw
 from capsnet.data.image_set import ImageSet
 from capsnet.errors import InputError
-from capsnet.evaluation import probabilities, wilson_interval
+from capsnet.evaluation import images_at_once, probabilities, wilson_interval
 from capsnet.models import Model
 
 BATCH = 500
@@ -142,9 +142,10 @@ def _count_errors(
     device: torch.device | str,
 ) -> dict[str, int]:
     errors = dict.fromkeys(models, 0)
-    for start in range(0, len(image_set), BATCH):
-        stop = min(start + BATCH, len(image_set))
-        images = apply(image_set.images[start:stop].cpu(), strength, draw(seed, start, stop))
+    size = min(BATCH, images_at_once(image_set.image_shape))
+    for start in range(0, len(image_set), size):
+        stop = min(start + size, len(image_set))
+        images = apply(image_set.images_at(slice(start, stop)).cpu(), strength, draw(seed, start, stop))
         labels = image_set.labels[start:stop].cpu()
         for name, model in models.items():
             errors[name] += int((probabilities(model, images, device).argmax(dim=1) != labels).sum())

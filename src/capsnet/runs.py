@@ -15,6 +15,7 @@ import csv
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,13 +25,17 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from torch import nn
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
-from capsnet.data.pictures import Framing
+from capsnet import hub
+from capsnet.card import model_card
+from capsnet.data import ImageSet, PairSet, has_any_size, open_dataset
+from capsnet.data.framing import Framing
 from capsnet.errors import InputError
 from capsnet.models import Model, build_model, model_name
 
@@ -39,22 +44,33 @@ WEIGHTS = "model.safetensors"
 METRICS = "metrics.csv"
 REPORT = "report.json"
 CHECKPOINT = "last.ckpt"
+CARD = "README.md"
 
 
 def save(model: Model, path: str | Path, **sections: Any) -> None:
-    """Write a model to a run folder, made if need be. `sections` are recorded in its config beside the model's."""
+    """Write a model to a run folder, made if need be, or to the hub (`hub:OWNER/NAME`).
+
+    `sections` are recorded in its config beside the model's.
+    """
+    if hub.is_place(path):
+        with tempfile.TemporaryDirectory() as folder:
+            save(model, folder, **sections)
+            push(folder, path)
+        return
     folder = Path(path)
     make_folder(folder)
     write_config(folder, model, **sections)
     save_weights(model, folder)
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, *, stem: nn.Module | None = None) -> Model:
     """The model of a run folder with its trained weights, ready for use (in evaluation mode, on the CPU).
 
-    Raises `InputError` if the folder is missing, unfinished, damaged, or its weights do not fit its config.
+    Or that of a run on the Hugging Face hub: `hub:OWNER/NAME` or `hub:OWNER/NAME@REVISION`. A model that was given a
+    stem of its own needs such a module here, `stem`, which receives the trained weights. Raises `InputError` if the
+    folder is missing, unfinished, damaged, or its weights do not fit its config.
     """
-    folder = Path(path)
+    folder = locate(path)
     described = _section(read_config(folder), "model", folder)
     weights = folder / WEIGHTS
     if not weights.exists():
@@ -62,10 +78,12 @@ def load(path: str | Path) -> Model:
             f"the run {folder} is not complete: it has no {WEIGHTS} yet; "
             f"finish it with: capsnet train --resume --out {folder}"
         )
+    config = _section(described, "config", folder) | ({"stem": stem} if stem else {})
     with torch.device("meta"):  # no memory and no time for weights that are replaced at once
-        model = build_model(str(described.get("name")), _section(described, "config", folder))
+        model = build_model(str(described.get("name")), config)
     try:
-        state = {name: tensor.float() for name, tensor in safetensors.torch.load_file(weights).items()}
+        state = safetensors.torch.load_file(weights)
+        state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
         model.load_state_dict(state, assign=True)
     except (safetensors.SafetensorError, RuntimeError, OSError) as error:
         raise InputError(f"{weights} is damaged or not this model's: {_first_line(error)}") from None
@@ -92,7 +110,7 @@ def open_run(path: str | Path) -> Run:
 
     Raises `InputError` as `load` does, and if what is recorded beside the model is damaged.
     """
-    folder = Path(path)
+    folder = locate(path)
     model, config = load(folder), read_config(folder)
     count = model.config["num_classes"]
     names = config.get("classes", [str(k) for k in range(count)])
@@ -106,6 +124,51 @@ def open_run(path: str | Path) -> Run:
     command = config.get("command", {})
     data = command.get("data") if isinstance(command, dict) else None
     return Run(model, tuple(map(str, names)), framing, data if isinstance(data, str) else None)
+
+
+def open_split(path: str | Path, name: str, split: str = "test") -> ImageSet | PairSet:
+    """The images of a data set as the model of a run folder has seen its own.
+
+    Pictures get the size and colours of those that it was trained on, labels are matched by the names of the classes,
+    and where training was on squares cut out of the images, it is the middle ones. Raises `InputError` as
+    `open_dataset` does, and for classes that the model does not know.
+    """
+    config = read_config(Path(path))
+    shape = config.get("image_shape") or load(path).config["in_shape"]
+    if not isinstance(shape, list | tuple) or len(shape) != 3:
+        raise InputError(f"{Path(path) / CONFIG} is damaged: the shape of its images is {shape!r}")
+    channels, height, width = shape
+    like = {"size": (height, width), "channels": channels if channels in (1, 3) else None} if has_any_size(name) else {}
+    images = open_dataset(name, split, **like)
+    if isinstance(images, PairSet):
+        return images
+    classes = tuple(map(str, config.get("classes") or images.class_names))
+    images = images if images.class_names == classes else images.with_classes(classes)
+    recipe = config.get("recipe")
+    crop = recipe.get("crop", 0) if isinstance(recipe, dict) else 0
+    if type(crop) is not int:
+        raise InputError(f"{Path(path) / CONFIG} is damaged: its crop is {crop!r}")
+    return images.centre(crop) if crop else images
+
+
+def locate(path: str | Path) -> Path:
+    """The folder of a run: itself, or where it was downloaded to from the hub."""
+    return hub.fetch(path) if hub.is_place(path) else Path(path)
+
+
+def push(path: str | Path, place: str | Path, *, private: bool = False) -> str:
+    """Put a finished run on the hub, with a page made of its report (or its own README.md); returns the address."""
+    folder = Path(path)
+    if not hub.is_place(place):
+        raise InputError(f"{place} names no model on the hub; that is {hub.PREFIX}OWNER/NAME")
+    load(folder)  # nobody shall fetch what cannot be loaded
+    files: dict[str, Path | bytes] = {name: folder / name for name in hub.FILES if (folder / name).exists()}
+    if (folder / CARD).exists():
+        files[CARD] = folder / CARD
+    else:
+        report = read_json(folder / REPORT) if REPORT in files else {}
+        files[CARD] = model_card(read_config(folder), report, Path(place).as_posix()).encode()
+    return hub.push(files, place, private=private)
 
 
 def save_weights(model: Model, folder: Path) -> None:
@@ -125,6 +188,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} is not a run folder: it has no {CONFIG}")
     return read_json(folder / CONFIG)
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    return _section(_section(read_config(folder), "model", folder), "config", folder)
 
 
 def make_folder(folder: Path) -> None:
@@ -154,9 +221,12 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The lines of `metrics.csv`, one for each epoch."""
     try:
         with open(folder / METRICS, newline="") as file:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    except (OSError, ValueError, TypeError) as error:
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
         raise InputError(f"{folder / METRICS} cannot be read: {error}") from None
+    if not all({"epoch", "seconds", "images_per_second"} <= row.keys() and row["seconds"] > 0 for row in rows):
+        raise InputError(f"{folder / METRICS} is damaged: each line should tell an epoch and the seconds that it took")
+    return rows
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -217,6 +287,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "lightning": version("lightning"),
         "device": torch.cuda.get_device_name(device) if on_gpu else _processor(),
         "threads": torch.get_num_threads(),
+        "processes": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
         "system": platform.system(),
     }
 

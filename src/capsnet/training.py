@@ -21,19 +21,20 @@ from capsnet.callbacks import (
     Checkpoints,
     MovingAverage,
     Recorder,
-    SafeCheckpointIO,
     ShowProgress,
     StopAtError,
     TrainingInterruptedError,
 )
-from capsnet.data import ImageSet, PairSet
+from capsnet.checkpoints import SafeCheckpointIO
+from capsnet.data import ImageSet, PairSet, PosedSet
 from capsnet.data.pictures import Framing, measure_framing
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
 from capsnet.evaluation import missed_things
 from capsnet.health import PROBE
-from capsnet.models import Model, model_name
+from capsnet.models import CapsuleDetector, CNNDetector, Model, model_name
 from capsnet.optimizer import AdamW
+from capsnet.processes import Team, find_team, working_together
 from capsnet.recipe import Recipe
 
 
@@ -46,6 +47,8 @@ def fit(
     out: str | Path | None = None,
     resume: bool = False,
     device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
     tensorboard: bool = False,
     progress: bool = True,
     command: Mapping[str, Any] | None = None,
@@ -58,11 +61,18 @@ def fit(
 
     With `out`, a run folder is written: config first, checkpoints on the way, weights at the end. `resume` goes on from
     its last checkpoint, if model, recipe and images are the same. `held_out` is tested after each epoch, and training
-    may stop by it (`recipe.stop_at_error`); errors are in percent. `command` is recorded in the run's config. Raises
-    `InputError` if model, data, recipe and folder do not fit, if a file cannot be written, or if the loss is no longer
-    finite; `KeyboardInterrupt` after Ctrl-C, with the checkpoint written.
+    may stop by it (`recipe.stop_at_error`); errors are in percent. `command` is recorded in the run's config.
+
+    With `devices`, so many processes share each batch (`recipe.batch_size` is that of all together) and add up their
+    gradients; under torchrun and srun, those that were started. Every process runs the whole program, the first alone
+    writes. The result is that of one process but for rounding, and for dropout, which each draws for itself.
+
+    Raises `InputError` if model, data, recipe and folder do not fit, if a file cannot be written, or if the loss is no
+    longer finite; `KeyboardInterrupt` after Ctrl-C, with the checkpoint written; `ProcessLostError` if another process
+    has ended.
     """
     recipe = recipe or Recipe()
+    train_set = _with_or_without_poses(model, train_set, recipe)
     held_out = held_out and _cropped(held_out, recipe.crop)
     for data in (_cropped(train_set.first(1), recipe.crop), held_out):
         if data:
@@ -77,21 +87,23 @@ def fit(
         raise InputError("TensorBoard logs need a run folder: out=…")
     if tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise InputError("TensorBoard is not installed; install it with: pip install 'capsnet[tensorboard]'")
-    chosen = pick_device(device)
+    team = find_team(pick_device(device), devices, nodes)
     decisive = [train_set, held_out] if held_out and recipe.stop_at_error else [train_set]
     fingerprint = _fingerprint(model, recipe, *decisive)
-    if out is None:
-        return _train(model, train_set, recipe, held_out, None, fingerprint, chosen, tensorboard, progress)
-    folder = Path(out)
-    if resume:
-        _check_resumable(folder, fingerprint)
-    else:
-        sections: dict[str, Any] = {"recipe": asdict(recipe), "classes": list(train_set.class_names)}
-        sections |= {"framing": asdict(_framing(train_set)), "command": dict(command or {})}
-        _start_run(folder, model, fingerprint=fingerprint, **sections)
-    with runs.locked(folder):
-        rows = _train(model, train_set, recipe, held_out, folder, fingerprint, chosen, tensorboard, progress)
-        runs.save_weights(model, folder)
+    folder = Path(out) if out is not None else None
+    writes = folder is not None and team.rank == 0
+    if folder and writes:
+        if resume:
+            _check_resumable(folder, fingerprint)
+        else:
+            sections: dict[str, Any] = {"recipe": asdict(recipe), "classes": list(train_set.class_names)}
+            sections |= {"image_shape": train_set.image_shape, "framing": asdict(_framing(train_set))}
+            sections |= {"command": dict(command or {})}
+            _start_run(folder, model, fingerprint=fingerprint, **sections)
+    with runs.locked(folder) if folder and writes else contextlib.nullcontext(), working_together(team):
+        rows = _train(model, train_set, recipe, held_out, folder, fingerprint, team, tensorboard, progress)
+        if folder and writes:
+            runs.save_weights(model, folder)
     return rows
 
 
@@ -102,30 +114,33 @@ def _train(
     held_out: ImageSet | PairSet | None,
     folder: Path | None,
     fingerprint: str,
-    device: torch.device,
+    team: Team,
     tensorboard: bool,
     progress: bool,
 ) -> list[dict[str, Any]]:
     """From the folder's last checkpoint, if there is one, to the end."""
     recorder = Recorder(recipe.batch_size, folder, _cropped(train_set, recipe.crop).batch(0, PROBE).images)
-    checkpoints = Checkpoints(recorder, folder, fingerprint)
+    checkpoints = Checkpoints(recorder, folder, fingerprint, speaks=team.rank == 0)
     callbacks: list[Callback] = [recorder, checkpoints]
     if recipe.ema_decay:
         callbacks.insert(0, MovingAverage(recipe.ema_decay))
     if recipe.stop_at_error:
         callbacks.append(StopAtError(recorder, recipe.stop_at_error))
-    if progress:
+    if progress and team.rank == 0:
         callbacks.insert(-1, ShowProgress(recorder))
     checkpoint = folder / runs.CHECKPOINT if folder else None
+    reader = SafeCheckpointIO(fingerprint)
     with _quiet_lightning(), checkpoints.catching_signals():
         trainer = Trainer(
-            accelerator=device.type,
-            devices=1,
-            precision="bf16-mixed" if device.type == "cuda" else "32-true",
+            accelerator=team.device.type,
+            devices=team.devices,
+            num_nodes=team.nodes,
+            strategy="ddp" if team.size > 1 else "auto",
+            precision="bf16-mixed" if team.device.type == "cuda" else "32-true",
             max_epochs=recipe.epochs,
             limit_val_batches=None if held_out else 0,
             callbacks=callbacks,
-            plugins=[SafeCheckpointIO(fingerprint)],
+            plugins=[reader, *([team.environment] if team.environment else [])],
             logger=TensorBoardLogger(folder, name="", version="tensorboard") if folder and tensorboard else False,
             default_root_dir=folder,
             enable_progress_bar=False,
@@ -133,11 +148,18 @@ def _train(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
+        starts_from = checkpoint if checkpoint and checkpoint.exists() else None
+        if team.size > 1:
+            trainer.strategy.setup_environment()
+            reader.broadcast = trainer.strategy.broadcast
+            starts_from, first = trainer.strategy.broadcast((starts_from, fingerprint))
+            if fingerprint != first:
+                raise InputError("this process was given another model, recipe or training set than the first one")
         try:
             trainer.fit(
                 TrainingModule(model, recipe),
                 datamodule=Batches(train_set, held_out, recipe),
-                ckpt_path=checkpoint if checkpoint and checkpoint.exists() else None,
+                ckpt_path=starts_from,
                 weights_only=True,
             )
         except TrainingInterruptedError as stop:
@@ -163,22 +185,28 @@ class TrainingModule(LightningModule):
 
     def on_fit_start(self) -> None:
         self.batches.move_to(self.device)
+        self.batches.share_out(self.global_rank, self.trainer.world_size)
         self.model.train()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # What draws at random inside the model (dropout) then depends on nothing but seed, epoch and step.
-        torch.manual_seed(mix_seed(self.recipe.seed, self.current_epoch, batch_idx))
+        # Several processes draw differently, as they see different images.
+        own = (self.global_rank,) if self.global_rank else ()
+        torch.manual_seed(mix_seed(self.recipe.seed, self.current_epoch, batch_idx, *own))
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, torch.Tensor]:
         images, labels, targets = self.batches.train_batch(self.current_epoch, batch_idx)
+        part = self.batches.train_part(batch_idx)
         loss = self.model.loss(images, labels, targets)
-        sums = {"loss_mean": loss.total, **{f"{name}_loss": part for name, part in loss.parts.items()}}
-        sums = {name: value.detach().float() * len(images) for name, value in sums.items()}
-        return {"loss": loss.total, **sums, **_count_errors(loss.scores, labels)}
+        sums = {"loss_mean": loss.total, **{f"{name}_loss": value for name, value in loss.parts.items()}}
+        sums = {name: value.detach().float() * part.images for name, value in sums.items()}
+        # The processes' gradients are averaged; what is wanted is the mean over all images of the batch.
+        weighted = loss.total * (part.share * self.trainer.world_size)
+        return {"loss": weighted, **sums, **_count_errors(loss.scores, labels, part.images)}
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, torch.Tensor]:
         images, labels, _ = self.batches.held_out_batch(batch_idx)
-        counts = _count_errors(self.model.probabilities(images), labels)
+        counts = _count_errors(self.model.probabilities(images), labels, self.batches.held_out_part(batch_idx).images)
         return {f"held_out_{name}": count for name, count in counts.items()}
 
     def configure_optimizers(self) -> Any:
@@ -192,9 +220,10 @@ class TrainingModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _count_errors(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    errors = missed_things(scores.detach(), labels).any(dim=1).sum().double()
-    return {"errors": errors, "images": torch.full_like(errors, len(labels))}
+def _count_errors(scores: torch.Tensor, labels: torch.Tensor, count: int) -> dict[str, torch.Tensor]:
+    """`count` is that of the images, or 0 if they are not this process's to count."""
+    errors = missed_things(scores.detach(), labels).any(dim=1)[:count].sum().double()
+    return {"errors": errors, "images": torch.full_like(errors, count)}
 
 
 def _fingerprint(model: Model, recipe: Recipe, *sets: ImageSet | PairSet) -> str:
@@ -204,16 +233,28 @@ def _fingerprint(model: Model, recipe: Recipe, *sets: ImageSet | PairSet) -> str
         if isinstance(data, PairSet):
             digest.update(json.dumps([data.count, data.seed, data.max_shift]).encode())
             data = data.digits
-        for tensor in (data.images, data.labels):
+        for tensor in (*data.pieces(), data.labels, *([data.poses] if isinstance(data, PosedSet) else [])):
             digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def _with_or_without_poses(model: Model, train_set: ImageSet | PairSet, recipe: Recipe) -> ImageSet | PairSet:
+    """A detector learns poses, which must still be right after augmentation; no other model asks for them."""
+    if isinstance(model, CapsuleDetector | CNNDetector):
+        if not isinstance(train_set, PosedSet):
+            raise InputError("a detector learns from images whose poses are known, as those of the data set faces are")
+        if recipe.rotation or recipe.scale or recipe.shear or recipe.crop:
+            raise InputError("things whose poses are known are only shifted: no rotation, scale, shear or crop")
+    elif isinstance(train_set, PosedSet):
+        return ImageSet(train_set.images, train_set.labels, train_set.class_names)
+    return train_set
 
 
 def _framing(train_set: ImageSet | PairSet) -> Framing:
     if isinstance(train_set, PairSet):
         pairs = train_set.batch(0, 1000)
         train_set = ImageSet(pairs.images, pairs.labels[:, 0], train_set.class_names)
-    return measure_framing(train_set)
+    return train_set.framing or measure_framing(train_set)
 
 
 def _cropped(data: ImageSet | PairSet, size: int) -> ImageSet | PairSet:
@@ -227,7 +268,8 @@ def _start_run(folder: Path, model: Model, **sections: Any) -> None:
     """Raises `InputError` if there is anything in the folder already."""
     if (folder / runs.CONFIG).exists():
         raise InputError(f"{folder} already holds a run; resume it (--resume) or choose another folder (--out)")
-    if folder.is_dir() and any(folder.iterdir()):
+    litter = f".{runs.CONFIG}."  # of a process that was killed at its first moment
+    if folder.is_dir() and any(not path.name.startswith(litter) for path in folder.iterdir()):
         raise InputError(f"the folder {folder} is not empty; choose a new one for the run (--out)")
     runs.make_folder(folder)
     runs.write_config(folder, model, **sections)

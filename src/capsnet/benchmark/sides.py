@@ -58,7 +58,7 @@ def _serve(connection: Connection, name: str, batch_size: int, device: str) -> N
 
 def _prepare(name: str, batch_size: int, device: torch.device) -> dict[str, Callable[[int], float]]:
     images, labels = _digits(batch_size, device)
-    before = _peak_memory(device)
+    before = peak_memory(device)
     torch.manual_seed(0)
     model = (TextbookCapsNet() if name == "textbook" else CapsNet((1, 28, 28), 10)).to(device)
     optimizer = (
@@ -80,7 +80,7 @@ def _prepare(name: str, batch_size: int, device: torch.device) -> dict[str, Call
     return {
         "train": lambda steps: _rate(train_step, steps, batch_size, device),
         "infer": lambda steps: _rate(infer, steps * INFERENCE_BATCHES, batch_size, device),
-        "memory": lambda steps: _peak_memory(device) - before,
+        "memory": lambda steps: peak_memory(device) - before,
     }
 
 
@@ -103,7 +103,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _peak_memory(device: torch.device) -> float:
+def peak_memory(device: torch.device) -> float:
     """MB: on a GPU what PyTorch held at its peak, else the resident set at its peak."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6

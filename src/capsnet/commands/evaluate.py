@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from capsnet import runs
-from capsnet.data import AVAILABLE, ImageSet, PairSet, open_dataset
+from capsnet.data import AVAILABLE
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
 from capsnet.evaluation import evaluate
@@ -29,10 +29,11 @@ class Evaluate:
     """Print one JSON object."""
 
     def run(self) -> None:
-        model = runs.load(self.run_folder)
+        folder = runs.locate(self.run_folder)
+        model = runs.load(folder)
         if self.shifts < 0:
             raise InputError(f"--shifts must not be negative, but it is {self.shifts}")
-        outcome = evaluate(model, self._test_set(), pick_device(self.device), self.shifts)
+        outcome = evaluate(model, runs.open_split(folder, self.data), pick_device(self.device), self.shifts)
         speed = outcome.images / outcome.seconds
         low, high = outcome.interval
         paired = outcome.things > outcome.images
@@ -54,10 +55,3 @@ class Evaluate:
             found = f"{outcome.errors:,} of {outcome.images:,}; 95 % interval {low:.2f} to {high:.2f} %"
             digits = f", by digit {outcome.thing_error:.2f} %" if paired else ""
             print(f"test error {outcome.error:.2f} % ({found}){digits}, {speed:,.0f} images/s")
-
-    def _test_set(self) -> ImageSet | PairSet:
-        """What the run was trained on squares of is tested on their middle."""
-        test_set = open_dataset(self.data, "test")
-        recipe = runs.read_config(self.run_folder).get("recipe")
-        crop = recipe.get("crop", 0) if isinstance(recipe, dict) else 0
-        return test_set.centre(crop) if crop and isinstance(test_set, ImageSet) else test_set

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from capsnet import runs
 from capsnet.errors import InputError
 
 
@@ -31,7 +32,8 @@ class Explore:
         from capsnet.explorer.answers import open_explorer
         from capsnet.explorer.server import serve
 
-        serve(open_explorer(self.run_folder), self.host, self.port, self.browser and _has_screen())
+        folder = runs.locate(self.run_folder) if self.run_folder else None
+        serve(open_explorer(folder), self.host, self.port, self.browser and _has_screen())
 
 
 def _has_screen() -> bool:

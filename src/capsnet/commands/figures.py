@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from capsnet import runs
-from capsnet.data import AVAILABLE, open_dataset
+from capsnet.data import AVAILABLE
 from capsnet.errors import InputError
 from capsnet.models import CapsNet
 
@@ -25,7 +25,7 @@ class Figures:
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder; of one that is not complete, only the health of its training is drawn."""
     out: Path | None = None
-    """Where to put the figures; by default RUN/figures."""
+    """Where to put the figures; by default RUN/figures, and of a run on the hub, figures."""
     data: Annotated[str | None, tyro.conf.arg(help=f"Test images; by default those of the run's set. {AVAILABLE}.")] = (
         None
     )
@@ -37,9 +37,10 @@ class Figures:
     def run(self) -> None:
         from capsnet.insight.style import as_bytes
 
-        folder = self.out or self.run_folder / "figures"
+        run_folder = runs.locate(self.run_folder)
+        folder = self.out or (run_folder / "figures" if run_folder == self.run_folder else Path("figures"))
         names = []
-        for name, draw in self._figures():
+        for name, draw in self._figures(run_folder):
             runs.make_folder(folder)
             for dark, suffix in ((False, ""), (True, "-dark")):
                 figure = draw(dark)
@@ -51,17 +52,18 @@ class Figures:
             raise InputError(f"nothing to draw: {self.run_folder} has no {runs.METRICS}, and its model no capsules")
         print("each as PNG and SVG, light and dark (NAME-dark)", file=sys.stderr)
 
-    def _figures(self) -> "Iterator[tuple[str, Draw]]":
+    def _figures(self, folder: Path) -> "Iterator[tuple[str, Draw]]":
         from capsnet.insight.gallery import figures_of
         from capsnet.insight.health import draw_health, read_history
 
-        runs.read_config(self.run_folder)
-        complete = (self.run_folder / runs.WEIGHTS).exists()
-        run = runs.open_run(self.run_folder) if complete else None
+        runs.read_config(folder)
+        complete = (folder / runs.WEIGHTS).exists()
+        run = runs.open_run(folder) if complete else None
         if run and isinstance(run.model, CapsNet):
             beside = runs.load(self.beside) if self.beside else None
-            yield from figures_of(run.model, open_dataset(self.data or run.data or "mnist", "test"), self.image, beside)
-        if (self.run_folder / runs.METRICS).exists():
-            yield "health", partial(draw_health, read_history(self.run_folder))
+            test_set = runs.open_split(folder, self.data or run.data or "mnist")
+            yield from figures_of(run.model, test_set, self.image, beside)
+        if (folder / runs.METRICS).exists():
+            yield "health", partial(draw_health, read_history(folder))
             if not complete:
-                print(f"{self.run_folder} is not complete: only its health is drawn", file=sys.stderr)
+                print(f"{folder} is not complete: only its health is drawn", file=sys.stderr)

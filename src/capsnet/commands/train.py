@@ -13,8 +13,9 @@ import tyro
 
 from capsnet import runs
 from capsnet.data import AVAILABLE, ImageSet, PairSet, open_dataset
+from capsnet.data.own import parse_size
 from capsnet.devices import pick_device
-from capsnet.errors import InputError
+from capsnet.errors import InputError, ProcessLostError
 from capsnet.evaluation import Evaluation, evaluate
 from capsnet.models import CapsNet, Model, build_model, sizes
 from capsnet.recipe import Recipe
@@ -25,8 +26,13 @@ class Train:
     """Train a model, test it once at the end, and keep everything in a run folder."""
 
     data: Annotated[str, tyro.conf.arg(help=f"Data set: {AVAILABLE}.")] = "mnist"
-    model: Literal["capsnet", "cnn", "pooling-cnn"] = "capsnet"
-    """CapsNet, or one of the CNNs that the paper compares it with: for MNIST, or with max-pooling for MultiMNIST."""
+    size: str | None = None
+    """Of your own images, in pixels: one number or HEIGHTxWIDTH; by default the median picture's, at most 64 a side."""
+    channels: Literal[1, 3] | None = None
+    """Of your own images: 1 for grey, 3 for colour; by default grey if all are grey."""
+    model: Literal["capsnet", "cnn", "pooling-cnn", "small-cnn", "detector", "cnn-detector"] = "capsnet"
+    """CapsNet, or one of the CNNs that the paper compares it with: for MNIST, or with max-pooling for MultiMNIST.
+    Or a small usual one. Detectors also learn the pose, from the data set faces: a CapsNet, and the small CNN."""
     iterations: int = 3
     """Routing iterations."""
     decoder: bool = True
@@ -35,6 +41,8 @@ class Train:
     """Leaky routing: one more softmax column for "none of the above"."""
     width: float = 1.0
     """How wide the network is beside the paper's: channels, capsule types, hidden units."""
+    stem: int | None = None
+    """How often CapsNet halves images before it looks for capsules; by default so often that about 28×28 are left."""
     based_on: Annotated[Literal["everyday", "paper", "best"], tyro.conf.arg(name="recipe")] = "everyday"
     """Where the flags below say nothing: a quick recipe's settings, the paper's, or the best that were found."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
@@ -44,6 +52,10 @@ class Train:
     """Keep so many training images out, and test on them after each epoch."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
+    devices: int = 1
+    """Train on so many GPUs of this machine, or in so many processes of its CPU; together they see --batch-size."""
+    nodes: int = 1
+    """Machines, each with so many devices; torchrun or srun starts this on all of them."""
     out: Path | None = None
     """The run folder; by default runs/DATA-MODEL-NUMBER."""
     resume: bool = False
@@ -52,9 +64,10 @@ class Train:
     """Write TensorBoard logs into the run folder too."""
 
     def run(self) -> None:
+        from capsnet.processes import find_team
         from capsnet.training import fit
 
-        folder = self.out or _free_folder(f"{Path(self.data.replace(':', '/')).name}-{self.model}")
+        folder = self.out or _free_folder(f"{Path(self.data.replace(':', '/')).resolve().stem}-{self.model}")
         train_set, held_out = self._training_data()
         test_set = self._test_data(train_set)  # now, not after hours of training for which there is no test
         device = str(pick_device(self.device))
@@ -63,6 +76,7 @@ class Train:
         if self.resume and (folder / runs.WEIGHTS).exists():
             self._report_again(folder, test_set, device)
             return
+        team = find_team(torch.device(device), self.devices, self.nodes)
         started = time.perf_counter()
         try:
             rows = fit(
@@ -73,23 +87,35 @@ class Train:
                 out=folder,
                 resume=self.resume,
                 device=device,
+                devices=self.devices,
+                nodes=self.nodes,
                 tensorboard=self.tensorboard,
                 command=as_json(self),
             )
+            if team.rank:
+                return  # the first process tests, reports and draws
             self._test(folder, model, test_set, rows, time.perf_counter() - started, device)
         except KeyboardInterrupt as stop:
-            again = f"{_program()} train --resume --out {folder}"
-            raise KeyboardInterrupt(f"{str(stop) or 'interrupted'}; go on with: {again}") from None
+            raise KeyboardInterrupt(f"{str(stop) or 'interrupted'}; {self._again(folder)}") from None
+        except ProcessLostError as lost:
+            kept = "the last checkpoint is intact" if (folder / runs.CHECKPOINT).exists() else "no checkpoint yet"
+            raise ProcessLostError(f"{lost}; {kept}; {self._again(folder)}") from None
+
+    def _again(self, folder: Path) -> str:
+        devices = f" --devices {self.devices}" if self.devices > 1 else ""
+        return f"go on with: {_program()} train --resume{devices} --out {folder}"
 
     def _report_again(self, folder: Path, test_set: ImageSet | PairSet, device: str) -> None:
         """For a run that was stopped between its last step and its report."""
         if (folder / runs.REPORT).exists():
             raise InputError(f"the run {folder} is complete; there is nothing to resume")
         rows = runs.read_metrics(folder)
+        if not rows:
+            raise InputError(f"{folder / runs.METRICS} is damaged: it should have a line for each epoch")
         self._test(folder, runs.load(folder), test_set, rows, sum(row["seconds"] for row in rows), device)
 
     def _training_data(self) -> tuple[ImageSet | PairSet, ImageSet | PairSet | None]:
-        train_set = open_dataset(self.data, "train")
+        train_set = open_dataset(self.data, "train", size=parse_size(self.size), channels=self.channels)
         if self.limit is not None:
             if self.limit < 1:
                 raise InputError(f"--limit must be at least 1, not {self.limit}")
@@ -97,14 +123,16 @@ class Train:
         return train_set.hold_out(self.held_out) if self.held_out else (train_set, None)
 
     def _test_data(self, train_set: ImageSet | PairSet) -> ImageSet | PairSet:
-        test_set = open_dataset(self.data, "test")
+        test_set = open_dataset(self.data, "test", size=parse_size(self.size), channels=self.channels)
         test_set.require(train_set.image_shape, train_set.num_classes)
         return test_set.centre(self.recipe.crop) if self.recipe.crop and isinstance(test_set, ImageSet) else test_set
 
     def _build(self, test_set: ImageSet | PairSet) -> Model:
         config: dict[str, Any] = {"in_shape": test_set.image_shape, "num_classes": test_set.num_classes}
-        if self.model == "capsnet":
+        if self.model in ("capsnet", "detector"):
             config |= {"iterations": self.iterations, "decoder": self.decoder, "leaky": self.leaky}
+        if self.model == "capsnet":
+            config |= {"stem": self.stem}
         config |= sizes(self.model, self.width)
         return build_model(self.model, config)
 
@@ -159,7 +187,8 @@ class Train:
 def as_json(command: Train) -> dict[str, Any]:
     """The flags of a run, as recorded in its config."""
     flags = dataclasses.asdict(command)
-    del flags["out"], flags["resume"]
+    for name in ("out", "resume", "devices", "nodes"):
+        del flags[name]
     return flags
 
 

@@ -1,16 +1,21 @@
 """Images in, batches out."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, overload
 
 from capsnet.data.affnist import load_affnist_synthetic
 from capsnet.data.affnist_files import read_affnist
 from capsnet.data.expanded import load_expanded_mnist
+from capsnet.data.faces import load_faces
 from capsnet.data.hub import read_hub
 from capsnet.data.idx import read_idx
 from capsnet.data.image_set import ImageSet, to_float
 from capsnet.data.mnist import load_mnist
 from capsnet.data.multimnist import Pairs, PairSet, load_multimnist
+from capsnet.data.own import check_channels, check_size, read_path
+from capsnet.data.posed import PosedSet
 from capsnet.data.smallnorb import read_smallnorb
 from capsnet.errors import InputError
 
@@ -19,10 +24,11 @@ DATASETS: dict[str, Callable[[str], ImageSet | PairSet]] = {
     "multimnist": load_multimnist,
     "expanded-mnist": load_expanded_mnist,
     "affnist-synthetic": load_affnist_synthetic,
+    "faces": load_faces,
 }
 """What comes with the package or is made from it, by name."""
 
-READERS: dict[str, Callable[[str, str], ImageSet]] = {
+READERS: dict[str, Callable[..., ImageSet]] = {
     "idx": read_idx,
     "smallnorb": read_smallnorb,
     "affnist": read_affnist,
@@ -30,9 +36,12 @@ READERS: dict[str, Callable[[str, str], ImageSet]] = {
 }
 """What is read from files, by the first part of `NAME:PLACE`."""
 
+SCALED = ("idx", "hub")
+"""Of these the images can be of any size."""
+
 PLACES = {"idx": "FOLDER", "smallnorb": "FOLDER", "affnist": "FOLDER", "hub": "NAME"}
 SPLITS = ("train", "test")
-AVAILABLE = ", ".join([*DATASETS, *(f"{name}:{place}" for name, place in PLACES.items())])
+AVAILABLE = ", ".join([*DATASETS, *(f"{name}:{place}" for name, place in PLACES.items())]) + ", or a path"
 """How a data set is named, for help and error messages."""
 
 
@@ -41,22 +50,46 @@ def open_dataset(name: Literal["multimnist"], split: str = "train") -> PairSet: 
 @overload
 def open_dataset(name: Literal["mnist", "expanded-mnist", "affnist-synthetic"], split: str = "train") -> ImageSet: ...
 @overload
-def open_dataset(name: str, split: str = "train") -> ImageSet | PairSet: ...
-def open_dataset(name: str, split: str = "train") -> ImageSet | PairSet:
-    """The images and labels of a data set: one of `DATASETS`, or `NAME:PLACE` with a name of `READERS`.
+def open_dataset(name: Literal["faces"], split: str = "train") -> PosedSet: ...
+
+
+@overload
+def open_dataset(
+    name: str | Path, split: str = "train", *, size: int | tuple[int, int] | None = None, channels: int | None = None
+) -> ImageSet | PairSet: ...
+def open_dataset(
+    name: str | Path, split: str = "train", *, size: int | tuple[int, int] | None = None, channels: int | None = None
+) -> ImageSet | PairSet:
+    """The images and labels of a data set: one of `DATASETS`, `NAME:PLACE` with a name of `READERS`, or a path.
+
+    Whatever is neither of the first two is the path of a user's own images: a folder of class folders, a `.csv`, `.tsv`
+    or `.parquet` table, an `.npz` archive, a folder of IDX files, or a set saved by `datasets`. They are scaled to fit
+    `size`, in pixels, a side or (height, width); by default the median picture's, but no side above 64. `channels` is
+    1 for grey or 3 for colour; by default grey if all are grey. They also have a split `val`, if they say so.
 
     Raises `InputError`, naming what there is, for an unknown name or split, and if files are missing or damaged.
     """
-    if split not in SPLITS:
+    if split not in SPLITS and (split != "val" or name in DATASETS):
         raise InputError(f"unknown split {split!r}; there are: {', '.join(SPLITS)}")
-    kind, _, place = name.partition(":")
-    if name in DATASETS:
-        return DATASETS[name](split)
-    if kind not in READERS:
-        raise InputError(f"unknown data set {name!r}; there are: {AVAILABLE}")
-    if not place:
+    scaled = (None if size is None else check_size(size), None if channels is None else check_channels(channels))
+    kind, _, place = str(name).partition(":")
+    if isinstance(name, Path) or (name not in DATASETS and kind not in READERS):
+        if not Path(name).expanduser().exists() and not re.search(r"[/\\.]", str(name)):
+            raise InputError(f"unknown data set {str(name)!r}; there are: {AVAILABLE}")
+        return read_path(str(name), split, *scaled)
+    if name not in DATASETS and not place:
         raise InputError(f"{name!r} does not say where: {kind}:{PLACES[kind]}")
-    return READERS[kind](place, split)
+    if has_any_size(name):
+        return READERS[kind](place, split, *scaled)
+    if any(scaled):
+        raise InputError(f"size and channels are for your own images; those of {name} have theirs")
+    return DATASETS[name](split) if name in DATASETS else READERS[kind](place, split)
+
+
+def has_any_size(name: str) -> bool:
+    """Whether `size` and `channels` say how the images of a set are to be, as of a user's own."""
+    kind, _, _ = name.partition(":")
+    return name not in DATASETS and (kind not in READERS or kind in SCALED)
 
 
 def open_images(name: str, split: str = "train") -> ImageSet:
@@ -75,6 +108,8 @@ __all__ = [
     "ImageSet",
     "PairSet",
     "Pairs",
+    "PosedSet",
+    "has_any_size",
     "open_dataset",
     "open_images",
     "to_float",

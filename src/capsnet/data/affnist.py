@@ -39,7 +39,7 @@ def transformed(image_set: ImageSet, copies: int = 1, size: int = SIZE, seed: in
     images = torch.empty(total, image_set.image_shape[0], size, size, dtype=torch.uint8)
     for start in range(0, total, BATCH):
         stop = min(start + BATCH, total)
-        chosen = image_set.images[torch.arange(start, stop) % len(image_set)]
+        chosen = image_set.images_at(torch.arange(start, stop) % len(image_set))
         images[start:stop] = affine(chosen, _poses(chosen, size, seed, start, stop), (size, size)).cpu()
     return ImageSet(images, image_set.labels.cpu().repeat(copies), image_set.class_names)
 

@@ -5,46 +5,102 @@ Nothing that is read is executed: the tables are Arrow files, the pictures in th
 
 import importlib.util
 import io
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import UInt8
-from PIL import Image
-from torch import Tensor
+from jaxtyping import Int64
 
+from capsnet.data.cache import stamp
 from capsnet.data.image_set import ImageSet
-from capsnet.data.pictures import decode_picture
+from capsnet.data.prepared import Pictures, Source, prepared
+from capsnet.data.splits import DRAWN, draw_test, split_named, with_test
 from capsnet.errors import InputError
 
 SHORT_NAMES = {"cifar10": ("uoft-cs/cifar10", None), "svhn": ("ufldl-stanford/svhn", "cropped_digits")}
 """Names on the hub and configurations of the sets that the paper uses."""
 
 
-def read_hub(place: str, split: str) -> ImageSet:
+def read_hub(place: str, split: str, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageSet:
     """Images and labels of `cifar10`, `svhn`, `OWNER/NAME` or `OWNER/NAME:CONFIGURATION` on the hub, or of a folder.
 
-    The set needs a column of pictures, all of one size, and one of class labels; the first of each kind is taken. What
-    is fetched from the hub is kept where `datasets` keeps it. Raises `InputError` if `datasets` is not installed, if
-    the set or the split is not there, or if it is damaged or of another kind.
+    The set needs a column of pictures and one of class labels; the first of each kind is taken. Without a split to test
+    on, a fifth of each class is drawn, the same each time. What is fetched from the hub is kept where `datasets` keeps
+    it. Raises `InputError` if `datasets` is not installed, if the set or the split is not there, or if it is damaged or
+    of another kind.
     """
     if importlib.util.find_spec("datasets") is None:
         raise InputError("hub: needs the library datasets; install it with: pip install 'capsnet[hub]'")
+    tables = _open(place)
+    files = [(use, file["filename"]) for use, table in tables.items() for file in table.cache_files]
+    states = stamp((f"{use}:{file}", os.stat(file)) for use, file in files)
+    # The files hold the rows; which of them, and what the columns are, stands elsewhere.
+    kinds = [[use, table._fingerprint, len(table), str(table.features)] for use, table in tables.items()]
+    return prepared(place, ["hub", states, kinds], lambda: _describe(place, tables), split, size, channels)
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether the folder is a set saved with `DatasetDict.save_to_disk`."""
+    return (folder / "dataset_dict.json").is_file()
+
+
+def _describe(place: str, tables: Mapping[str, Any]) -> Source:
     import datasets
 
-    table = _open(place, split)
-    picture = _first_column(place, table, datasets.Image)
-    label = _first_column(place, table, datasets.ClassLabel)
-    rows = table.with_format(None).cast_column(picture, datasets.Image(decode=False)).select_columns([picture, label])
-    images = _decode_all([row[picture] for row in rows], f"{place}, {split}")
-    try:
-        return ImageSet(images, torch.tensor(rows[label][:]), tuple(table.features[label].names))
-    except InputError as error:
-        raise InputError(f"the {split} split of {place} cannot be used: {error}") from None
+    names: dict[str, tuple[str, ...]] = {}
+    columns: dict[str, tuple[str, Any, Int64[np.ndarray, " count"]]] = {}
+    for split, table in tables.items():
+        picture, label = (_first_column(place, table, kind) for kind in (datasets.Image, datasets.ClassLabel))
+        try:
+            table.data.validate(full=True)  # Arrow would follow a damaged offset out of the file
+            rows = table.with_format(None).cast_column(picture, datasets.Image(decode=False))
+            labels = [-1 if value is None else value for value in rows[label][:]]
+        except Exception as error:  # as in _open
+            raise _refused(place, error) from None
+        names[split] = tuple(table.features[label].names)
+        columns[split] = picture, rows.select_columns([picture]), np.array(labels, np.int64)
+    if len(set(names.values())) > 1:
+        raise InputError(f"the splits of the data set {place} have different classes: {', '.join(names)}")
+    class_names = next(iter(names.values()))
+    if list(tables) == ["train"]:
+        (column,) = columns.values()
+        drawn = draw_test([str(row) for row in range(len(column[2]))], column[2], class_names, place)
+        parts = {split: _pictures(place, "train", *column, rows) for split, rows in drawn.items()}
+        return Source(class_names, parts, DRAWN, complete=False)
+    parts = {
+        use: _pictures(place, split, *columns[split], np.arange(len(columns[split][2])))
+        for split, use in with_test(tables).items()
+    }
+    return Source(class_names, parts, complete=False)
 
 
-def _open(place: str, split: str) -> Any:
+def _pictures(
+    place: str,
+    split: str,
+    column: str,
+    rows: Any,
+    labels: Int64[np.ndarray, " count"],
+    chosen: Int64[np.ndarray, " some"],
+) -> Pictures:
+    names = [f"picture {row} of {place}, {split}" for row in chosen]
+
+    def find(position: int) -> io.BytesIO:
+        try:
+            picture = rows[int(chosen[position])][column]
+            content = picture["bytes"]
+        except Exception as error:  # as in _open
+            raise InputError(f"{names[position]} cannot be read: {error}") from None
+        if not content:
+            raise InputError(f"{names[position]} is not in the data set itself")
+        return io.BytesIO(content)
+
+    return Pictures(names, labels[chosen], find)
+
+
+def _open(place: str) -> dict[str, Any]:
+    """A table for each split that is to train, to validate or to test on."""
     import datasets
 
     folder = Path(place).expanduser()
@@ -58,17 +114,19 @@ def _open(place: str, split: str) -> Any:
             name, _, configuration = place.partition(":")
             name, usual = SHORT_NAMES.get(name, (name, None))
             found = datasets.load_dataset(name, configuration or usual)
-        splits = [str(name) for name in found] if isinstance(found, datasets.DatasetDict) else []
-        table = found[split] if split in splits else None
-        if table is not None:
-            table.data.validate(full=True)  # Arrow would follow a damaged offset out of the file
+        splits = {str(name): found[name] for name in found} if isinstance(found, datasets.DatasetDict) else {}
     except Exception as error:  # its documentation names none; of a damaged set it raises whatever it stumbles over
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"cannot open the data set {place}: {reason}") from None
-    if table is None:
+        raise _refused(place, error) from None
+    tables = {use: splits[name] for name in splits if (use := split_named(name))}
+    if not tables:
         there = ", ".join(splits) or "none with a name; save a DatasetDict"
-        raise InputError(f"the data set {place} has no split {split!r}; there are: {there}")
-    return table
+        raise InputError(f"the data set {place} has no split called train or test; there are: {there}")
+    return tables
+
+
+def _refused(place: str, error: Exception) -> InputError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return InputError(f"cannot open the data set {place}: {reason}")
 
 
 def _first_column(place: str, table: Any, kind: type) -> str:
@@ -77,20 +135,3 @@ def _first_column(place: str, table: Any, kind: type) -> str:
             return name
     columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in table.features.items())
     raise InputError(f"the data set {place} has no column of type {kind.__name__}; there are: {columns}")
-
-
-def _decode_all(pictures: list[Any], name: str) -> UInt8[Tensor, "count channels height width"]:
-    """Grey, if the first picture is grey. Raises `InputError` if one is damaged or has another size."""
-    images: list[Image.Image] = []
-    for number, picture in enumerate(pictures):
-        told = f"picture {number} of {name}"
-        if not isinstance(picture, dict) or not picture.get("bytes"):
-            raise InputError(f"{told} is not in the data set itself")
-        images.append(decode_picture(io.BytesIO(picture["bytes"]), told, images[0].mode if images else None))
-        if images[-1].size != images[0].size:
-            sizes = ["{}×{}".format(*image.size) for image in (images[-1], images[0])]
-            raise InputError(f"{told} has {sizes[0]} pixels, but the first has {sizes[1]}; all must have one size")
-    if not images:
-        raise InputError(f"there are no pictures in {name}")
-    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    return pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()

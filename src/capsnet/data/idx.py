@@ -3,14 +3,19 @@
 import math
 import re
 import struct
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 
-from capsnet.data.binary import opened
+from capsnet.data.arrays import PIECE, Arrays
+from capsnet.data.binary import Bytes, opened
+from capsnet.data.cache import stamp
 from capsnet.data.image_set import ImageSet
+from capsnet.data.pictures import MAX_PIXELS
+from capsnet.data.prepared import Source, prepared
 from capsnet.errors import InputError
 
 UNSIGNED_BYTES = 0x08
@@ -18,46 +23,84 @@ DIMENSIONS = {"images": 3, "labels": 1}
 SPLIT_NAMES = {"train": "train", "test": "t10k|test"}
 
 
-def read_idx(place: str, split: str) -> ImageSet:
+def read_idx(place: str, split: str, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageSet:
     """Images (N, 1, H, W) and labels from the four usual files in a folder, compressed or not.
 
     They are named as those of MNIST: `train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte.gz`, … If their names begin
     with something more, as those of EMNIST do, `place` is the folder and that beginning: `emnist/emnist-letters`. The
     classes are 0 to the highest label in both splits. Raises `InputError` if a file is missing, damaged or another.
     """
-    images, labels = _read(place, split, "images"), _read(place, split, "labels")
-    if len(images) != len(labels) or not len(labels):
-        raise InputError(f"the {split} files in {place} hold {len(images):,} images, but {len(labels):,} labels")
-    highest = max(labels.max(), _read(place, "test" if split == "train" else "train", "labels").max(initial=0))
-    names = tuple(str(k) for k in range(int(highest) + 1))
-    return ImageSet(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels).long(), names)
+    files = {use: {kind: _find(place, use, kind) for kind in DIMENSIONS} for use in SPLIT_NAMES}
+    states = [(str(path.resolve()), path.stat()) for own in files.values() for path in own.values()]
+    return prepared(place, ["idx", stamp(states)], lambda: _describe(place, files), split, size, channels)
+
+
+def has_idx(folder: Path) -> bool:
+    """Whether there is a file in the folder that `read_idx` takes for training images."""
+    return any(_pattern("train", "images", "").fullmatch(file.name) for file in folder.glob("*"))
+
+
+def _describe(place: str, files: Mapping[str, Mapping[str, Path]]) -> Source:
+    labels = {
+        split: read_idx_file(own["labels"], DIMENSIONS["labels"]).astype(np.int64) for split, own in files.items()
+    }
+    parts: dict[str, Arrays] = {}
+    for split, own in files.items():
+        count, height, width = _read_shape(own["images"])
+        if count != len(labels[split]) or not count:
+            raise InputError(f"the {split} files in {place} hold {count:,} images, but {len(labels[split]):,} labels")
+        parts[split] = Arrays(labels[split], (1, height, width), partial(_read_images, own["images"]))
+    if len({part.shape for part in parts.values()}) > 1:
+        raise InputError(f"the train and test images in {place} have different sizes")
+    highest = max(int(own.max()) for own in labels.values())
+    names = tuple(str(k) for k in range(highest + 1))
+    return Source(names, parts, complete=False, framed=False)
+
+
+def _read_shape(path: Path) -> tuple[int, int, int]:
+    with opened(path) as content:
+        count, height, width = _read_header(content, DIMENSIONS["images"])
+    if not 0 < height * width <= MAX_PIXELS:
+        raise InputError(f"{path} has images of {height}×{width} pixels; 1 to {MAX_PIXELS:,} can be used")
+    return count, height, width
+
+
+def _read_images(path: Path) -> Iterator[UInt8[np.ndarray, "some 1 height width"]]:
+    with opened(path) as content:
+        count, height, width = _read_header(content, DIMENSIONS["images"])
+        step = max(1, PIECE // (height * width))
+        for start in range(0, count, step):
+            rows = min(step, count - start)
+            yield np.frombuffer(content.take(rows * height * width), np.uint8).reshape(rows, 1, height, width)
+        content.expect_end()
 
 
 def read_idx_file(path: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
     """The array in an IDX file of unsigned bytes. Raises `InputError` for any other file."""
     with opened(path) as content:
-        zeros, kind, found = struct.unpack(">HBB", content.take(4))
-        if zeros:
-            raise InputError(f"{path} is not an IDX file")
-        if kind != UNSIGNED_BYTES or found != dimensions:
-            raise InputError(
-                f"{path} holds numbers of IDX type {kind:#04x} in {found} dimensions; "
-                f"it should hold unsigned bytes (0x08) in {dimensions}"
-            )
-        shape = struct.unpack(f">{dimensions}I", content.take(4 * dimensions))
+        shape = _read_header(content, dimensions)
         values = content.take(math.prod(shape))
         content.expect_end()
     return np.frombuffer(values, np.uint8).reshape(shape)
 
 
-def _read(place: str, split: str, kind: str) -> UInt8[np.ndarray, "..."]:
-    return read_idx_file(_find(place, split, kind), DIMENSIONS[kind])
+def _read_header(content: Bytes, dimensions: int) -> tuple[int, ...]:
+    """The shape of the array that follows."""
+    zeros, kind, found = struct.unpack(">HBB", content.take(4))
+    if zeros:
+        raise InputError(f"{content.path} is not an IDX file")
+    if kind != UNSIGNED_BYTES or found != dimensions:
+        raise InputError(
+            f"{content.path} holds numbers of IDX type {kind:#04x} in {found} dimensions; "
+            f"it should hold unsigned bytes (0x08) in {dimensions}"
+        )
+    return struct.unpack(f">{dimensions}I", content.take(4 * dimensions))
 
 
 def _find(place: str, split: str, kind: str) -> Path:
     path = Path(place).expanduser()
     folder, prefix = (path, "") if path.is_dir() else (path.parent, f"{path.name}-")
-    pattern = re.compile(rf"{re.escape(prefix)}({SPLIT_NAMES[split]})[-.]{kind}[-.]idx{DIMENSIONS[kind]}-ubyte(\.gz)?")
+    pattern = _pattern(split, kind, prefix)
     found = sorted(file for file in folder.glob("*") if pattern.fullmatch(file.name))
     if not found:
         usual = SPLIT_NAMES[split].split("|")[0]
@@ -65,3 +108,8 @@ def _find(place: str, split: str, kind: str) -> Path:
             f"there is no IDX file {path}{'/' if not prefix else '-'}{usual}-{kind}-idx{DIMENSIONS[kind]}-ubyte(.gz)"
         )
     return found[0]
+
+
+def _pattern(split: str, kind: str, prefix: str) -> re.Pattern[str]:
+    ending = rf"[-.]{kind}[-.]idx{DIMENSIONS[kind]}-ubyte(\.gz)?"
+    return re.compile(rf"{re.escape(prefix)}({SPLIT_NAMES[split]}){ending}")

@@ -1,46 +1,35 @@
 """A picture file as a user has it, made into what a model was trained on."""
 
+import contextlib
 import io
+import threading
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from capsnet.data.framing import Framing
 from capsnet.data.image_set import ImageSet
 from capsnet.errors import InputError
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused: decoded, one would take more memory than a model."""
 
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "SGI", "TGA", "TIFF", "WEBP")
+"""By Pillow's names. Not among them is what is no picture but a program that draws one (EPS)."""
 
-@dataclass(frozen=True)
-class Framing:
-    """How the images of a training set are framed, so that foreign pictures can be framed alike.
-
-    `background` is "black" or "white" where the set has a plain background, else None. `extent` is the usual size
-    of what stands on that background, as a share of the image's side (20/28 in MNIST); `centre` is where its centre
-    of mass usually lies, as a share of height and width.
-    """
-
-    background: Literal["black", "white"] | None = None
-    extent: float = 1.0
-    centre: tuple[float, float] = (0.5, 0.5)
-
-    def __post_init__(self) -> None:
-        shares = (self.extent, *self.centre)
-        if self.background not in ("black", "white", None) or len(shares) != 3 or not all(0 < s <= 1 for s in shares):
-            raise InputError(f"{self} is no framing: extent and centre are shares of the image, above 0 and up to 1")
+GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
 
 
 def measure_framing(image_set: ImageSet, sample: int = 1000) -> Framing:
     """Find out how the images of a set are framed, from its first `sample` images."""
-    images = image_set.images[:sample].float().mean(dim=1) / 255  # (N, H, W)
+    images = image_set.first(sample).images.mean(dim=1, dtype=torch.float32) / 255  # (N, H, W)
     border = torch.cat([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], dim=1)
     level = float(border.mean())
     if 0.05 < level < 0.95:
@@ -77,43 +66,69 @@ def frame(
     channels, height, width = shape
     if channels not in (1, 3):
         raise InputError(f"pictures have 1 or 3 channels, but this model takes {channels}")
-    picture = picture.convert("L" if channels == 1 else "RGB")
-    pixels = np.asarray(picture, dtype=np.float32).reshape(picture.height, picture.width, channels)
+    picture = _as_mode(picture, "L" if channels == 1 else "RGB")
+    if framing.background is None:
+        picture = _fit(picture, (height, width))
+    pixels = np.array(picture).reshape(picture.height, picture.width, channels)
     if framing.background is not None:
-        pixels = _match_background(pixels, framing.background)
-    if pixels.shape[:2] != (height, width):
-        pixels = _frame(pixels, (height, width), framing)
-    return torch.from_numpy(pixels.round().clip(0, 255).astype(np.uint8)).permute(2, 0, 1).contiguous()
+        pixels = _match_background(pixels.astype(np.float32), framing.background)
+        if pixels.shape[:2] != (height, width):
+            pixels = _frame(pixels, (height, width), framing.background, framing)
+        pixels = pixels.round().clip(0, 255).astype(np.uint8)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def decode_picture(
     source: Path | io.BytesIO,
     name: str,
-    mode: str | None = None,
     *,
     max_pixels: int = MAX_PIXELS,
-    formats: tuple[str, ...] | None = None,
+    formats: tuple[str, ...] = FORMATS,
 ) -> Image.Image:
-    """A picture, upright and on paper, in `mode` ("L" or "RGB"; by default "L" if it is grey).
+    """A picture, upright and on paper, as "L" if it is grey, else "RGB". Of `formats`, by Pillow's names.
 
-    Of `formats`, by Pillow's names; by default of any. Raises `InputError`, calling it by `name`, if it is missing, no
-    picture, damaged or larger than `max_pixels`.
+    Raises `InputError`, calling it by `name`, if it is missing, no picture, damaged or larger than `max_pixels`.
     """
+    with quiet_pillow(), _opened(source, name, max_pixels, formats) as picture:
+        return _as_seen(picture)
+
+
+def measure_picture(source: Path | io.BytesIO, name: str) -> tuple[int, int, bool]:
+    """Height and width of a picture as `decode_picture` would give it, and whether it is grey, from its first bytes.
+
+    Raises `InputError` as `decode_picture` does, but does not notice all damage.
+    """
+    with quiet_pillow(), _opened(source, name, MAX_PIXELS, FORMATS) as picture:
+        turned = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        width, height = reversed(picture.size) if turned else picture.size
+        return height, width, picture.mode in GREY_MODES and not picture.has_transparency_data
+
+
+@contextlib.contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Pillow warns of what we refuse, or read all the same.
+
+    Filters of warnings belong to the whole process, and threads would undo each other's: who decodes in threads enters
+    this around all of them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _opened(
+    source: Path | io.BytesIO, name: str, max_pixels: int, formats: tuple[str, ...]
+) -> Iterator[ImageFile.ImageFile]:
+    """A picture to decode; whatever is wrong with it raises `InputError`."""
     try:
-        with warnings.catch_warnings(), Image.open(source, formats=formats) as picture:
-            warnings.simplefilter("ignore")  # Pillow warns of what we refuse below, or read all the same
+        with Image.open(source, formats=formats) as picture:
             if picture.width * picture.height > max_pixels:
                 raise InputError(f"{name} has {picture.width}×{picture.height} pixels; the limit is {max_pixels:,}")
-            picture.load()
-            upright = ImageOps.exif_transpose(picture)
-            if upright.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would cut, not scale
-                upright = Image.fromarray((np.asarray(upright) / 257).clip(0, 255).astype(np.uint8))
-            if upright.mode == "F":
-                values = np.nan_to_num(np.asarray(upright), nan=0, posinf=0, neginf=0)
-                upright = Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).astype(np.uint8))
-            if upright.has_transparency_data:
-                upright = _on_paper(upright.convert("RGBA"))
-            return upright.convert(mode or ("L" if upright.mode in ("1", "L") else "RGB"))
+            yield picture
     except FileNotFoundError:
         raise InputError(f"there is no picture {name}") from None
     except IsADirectoryError:
@@ -124,13 +139,39 @@ def decode_picture(
         raise InputError(f"{name} has too many pixels; the limit is {max_pixels:,}") from None
     except InputError:
         raise
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on damaged files
-        raise InputError(f"{name} is damaged or cannot be read: {error}") from None
+    except Exception as error:  # on damaged files Pillow's decoders raise whatever they stumble over
+        raise InputError(f"{name} is damaged or cannot be read: {str(error) or type(error).__name__}") from None
+
+
+def _as_seen(picture: Image.Image) -> Image.Image:
+    """Upright, on paper, with 8 bits a pixel, grey or in colours. No step holds more than two copies of a picture."""
+    picture.load()
+    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would cut, not scale
+        picture = _in_bytes(np.asarray(picture), white=65535)
+    if picture.mode == "F":
+        values = np.asarray(picture)
+        highest = values.max(where=np.isfinite(values), initial=0)
+        picture = _in_bytes(values, white=1 if highest <= 1 else 255)
+    if picture.has_transparency_data:
+        picture = _on_paper(_as_mode(picture, "RGBA"))
+    return _as_mode(picture, "L" if picture.mode in ("1", "L") else "RGB")
+
+
+def _as_mode(picture: Image.Image, mode: str) -> Image.Image:
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _in_bytes(values: np.ndarray, white: int) -> Image.Image:
+    """Numbers from 0 to `white` as grey from 0 to 255; what is no number is black."""
+    parts = np.array_split(values, 1 + values.size // 2**22)
+    finite = (np.nan_to_num(part.astype(np.float32), nan=0, posinf=0, neginf=0) for part in parts)
+    return Image.fromarray(np.concatenate([(part * 255 / white).clip(0, 255).astype(np.uint8) for part in finite]))
 
 
 def _on_paper(picture: Image.Image) -> Image.Image:
     """Transparent pixels show the paper behind them: white under dark ink, black under light."""
-    pixels = np.asarray(picture, dtype=np.float32)
+    pixels = np.asarray(picture.reduce(1 + max(picture.size) // 1000), dtype=np.float32)
     ink = np.average(pixels[..., :3].mean(axis=2), weights=pixels[..., 3]) if pixels[..., 3].any() else 0
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white" if ink < 128 else "black"), picture)
 
@@ -141,12 +182,22 @@ def _match_background(pixels: np.ndarray, wanted: str) -> np.ndarray:
     return pixels if found == wanted else 255 - pixels
 
 
-def _frame(pixels: np.ndarray, size: tuple[int, int], framing: Framing) -> np.ndarray:
-    """Scale to fit into `size`, on the set's background, centred."""
-    if framing.background is None:
-        content = _resize(pixels, min(size[0] / pixels.shape[0], size[1] / pixels.shape[1]))
-        return _place(content, size, (np.array(size) - content.shape[:2]) / 2)
-    paper = 255 if framing.background == "white" else 0
+def _fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Scale to fit into `size` (height, width), in the middle of a black image."""
+    height, width = size
+    if picture.size == (width, height):
+        return picture
+    scale = min(height / picture.height, width / picture.width)
+    small = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    image = Image.new(picture.mode, (width, height))
+    content = picture.resize(small, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
+    image.paste(content, ((width - small[0]) // 2, (height - small[1]) // 2))
+    return image
+
+
+def _frame(pixels: np.ndarray, size: tuple[int, int], background: str, framing: Framing) -> np.ndarray:
+    """Scale to the usual extent, on the set's background, with the centre of mass at its usual place."""
+    paper = 255 if background == "white" else 0
     ink = np.abs(pixels - paper)
     top, bottom, left, right = _bounding_box(ink.mean(axis=2) / 255)
     ink = ink[top:bottom, left:right]

@@ -17,19 +17,23 @@ from capsnet.data.image_set import to_float
 from capsnet.functional import lengths
 from capsnet.health import coupling_entropy
 from capsnet.insight.style import style, to_rgb
+from capsnet.layers import ConvCapsules, DenseCapsules
 from capsnet.models import CapsNet
 
 VOTES = "cividis"
 """Colours from few votes to many; they become lighter all the way, so that grey tells them apart too."""
+CLASSES = 20
+"""So many have room beside each other."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How the primary capsules of one image share themselves out among the classes, in each iteration.
+    """How the capsules below the classes share themselves out among those, for one image, in each iteration.
 
-    `couplings` are the coefficients c_ij that the iteration uses; the first are all alike. `activity` is the length
-    of each primary capsule: how much its vote weighs. `capsules` are what came out. `centres` are the pixels in the
-    middle of what the grid positions see, down and right; each sees `reach` × `reach` pixels.
+    They are the primary capsules, or those of the last hidden layer; a dense one has a single position. `couplings` are
+    the coefficients c_ij that the iteration uses; the first are all alike. `activity` is the length of each capsule:
+    how much its vote weighs. `capsules` are what came out. `centres` are the pixels in the middle of what the grid
+    positions see, down and right; each sees `reach` × `reach` pixels, about, where there is a stem.
     """
 
     image: UInt8[Tensor, "channels height width"]
@@ -73,33 +77,48 @@ def agree(model: CapsNet, image: UInt8[Tensor, "channels height width"], class_n
     """Route one image and keep the couplings of every iteration."""
     device = next(model.parameters()).device
     features = model.features(to_float(image[None].to(device)))
-    primary = model.primary(features)
-    conv = model.primary.conv
-    kernels = [model.conv.kernel_size[0], conv.kernel_size[0]]
-    stride, reach = conv.stride[0], sum(kernels) - 1
-    sides = [(side - kernels[1]) // stride + 1 for side in features.shape[2:]]
-    grid = (*sides, model.primary.types)
-    centres = [(reach - 1) / 2 + stride * torch.arange(side, dtype=torch.float32) for side in sides]
+    voters = model.voters(model.primary(features))
+    grid = (*model.voter_grid, model.voter_types)
+    centres, reach = _fields(model, features.shape[2:], image.shape[1:])
     return Agreement(
         image,
-        model.classes.couplings(primary)[:, 0].unflatten(1, grid).cpu(),
-        lengths(primary)[0].unflatten(0, grid).cpu(),
-        model.classes(primary)[0].cpu(),
+        model.classes.couplings(voters)[:, 0].unflatten(1, grid).cpu(),
+        lengths(voters)[0].unflatten(0, grid).cpu(),
+        model.classes(voters)[0].cpu(),
         (centres[0], centres[1]),
         reach,
         class_names,
     )
 
 
+def _fields(model: CapsNet, features: torch.Size, image: torch.Size) -> tuple[list[Float[Tensor, " side"]], int]:
+    """Where the capsules below the classes look: the middles, down and right, and how many pixels each sees."""
+    if any(isinstance(layer, DenseCapsules) for layer in model.hidden):
+        return [torch.tensor([(side - 1) / 2]) for side in image], max(image)
+    size = model.conv.kernel_size[0]
+    kernels = [(size, 1), (model.primary.conv.kernel_size[0], model.primary.conv.stride[0])]
+    kernels += [(layer.kernel_size, layer.stride) for layer in model.hidden if isinstance(layer, ConvCapsules)]
+    reach, step = 1, 1
+    for kernel, stride in kernels:
+        reach, step = reach + (kernel - 1) * step, step * stride
+    # What Conv1 sees is the image, or what a stem has made of it, whose features lie evenly over the image.
+    scales = [pixels / (side + size - 1) for pixels, side in zip(image, features, strict=True)]
+    middles = [reach / 2 + step * torch.arange(side, dtype=torch.float32) for side in model.voter_grid]
+    return [scale * middle - 0.5 for scale, middle in zip(scales, middles, strict=True)], round(max(scales) * reach)
+
+
 def draw_agreement(data: Agreement, dark: bool = False) -> Figure:
     """Above, over the image, how many of each position's votes are for the winner; below, of each capsule type.
 
     An even share is 1. The number at a position is the class that it votes for most. Each half has its own scale, from
-    the least share to the most: in a large network couplings differ by little, and decide all the same.
+    the least share to the most: in a large network couplings differ by little, and decide all the same. Of many
+    classes, the lower half shows those with the longest capsules.
     """
-    iterations, types, classes = len(data.couplings), data.activity.shape[2], len(data.class_names)
+    iterations, types = len(data.couplings), data.activity.shape[2]
     winner = int(data.lengths.argmax())
-    by_position, by_type = data.relative(data.by_position), data.relative(data.by_type)
+    shown = data.lengths.topk(min(CLASSES, len(data.class_names))).indices.sort().values.tolist()
+    names = [data.class_names[k] for k in shown]
+    by_position, by_type = data.relative(data.by_position), data.relative(data.by_type)[..., shown]
     scales = [
         ScalarMappable(Normalize(float(shares.min()), float(shares.max())), VOTES)
         for shares in (by_position[..., winner], by_type)
@@ -113,7 +132,7 @@ def draw_agreement(data: Agreement, dark: bool = False) -> Figure:
             _draw_positions(axes[0, t], data, scales[0].to_rgba(by_position[t, ..., winner].numpy()), favourites)
             axes[0, t].set_title(f"iteration {t + 1}: {data.entropy[t]:.3f} bits")
             axes[1, t].imshow(scales[1].to_rgba(by_type[t].numpy()), aspect="auto")
-            axes[1, t].set_xticks(range(classes), data.class_names)
+            axes[1, t].set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
             axes[1, t].set(xlabel="class", ylabel="capsule type" if t == 0 else "", yticks=[])
         for row, scale in zip(axes, scales, strict=True):
             figure.colorbar(scale, ax=row, label="share of the votes\n(1 = even)", aspect=15)

@@ -48,7 +48,7 @@ def _of_images(
     predictions = evaluate(model, test_set).predictions
     if number is None:
         number = int((predictions == test_set.labels).int().argmax())
-    image = test_set.images[number]
+    image = test_set.batch(number, number + 1).images[0]
     if model.decoder is not None:
         chosen = choose_examples(test_set.labels, predictions, test_set.num_classes)
         yield "reconstructions", partial(draw_reconstructions, reconstruct(model, test_set, chosen))

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from capsnet import runs
-from capsnet.functional import RECONSTRUCTION_WEIGHT
+from capsnet.functional import reconstruction_weight
 from capsnet.insight.style import style
 
 PANELS = {
@@ -18,11 +18,17 @@ PANELS = {
         "dead_primary": "dead capsule types",
         "dead_classes": "dead class capsules",
         "coupling_entropy": "entropy of the couplings",
+        "dead_hidden": "dead hidden capsule types",
     },
-    "norms": {"conv_norm": "Conv1", "primary_norm": "primary capsules", "class_norm": "longest class capsule"},
+    "norms": {
+        "conv_norm": "Conv1",
+        "primary_norm": "primary capsules",
+        "class_norm": "longest class capsule",
+        "hidden_norm": "hidden capsules",
+    },
 }
 """What is drawn, by the name in `metrics.csv`, and what it is called."""
-LINES = (("o", "-"), ("s", "--"), ("^", ":"))
+LINES = (("o", "-"), ("s", "--"), ("^", ":"), ("v", "-."))
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,8 @@ def read_history(folder: Path) -> History:
     names = [name for panel in PANELS.values() for name in panel]
     curves = {name: [row[name] for row in rows] for name in names if rows and all(name in row for row in rows)}
     if "reconstruction_loss" in curves:
-        curves["reconstruction_loss"] = [RECONSTRUCTION_WEIGHT * loss for loss in curves["reconstruction_loss"]]
+        weight = reconstruction_weight(*runs.read_model_config(folder)["in_shape"])
+        curves["reconstruction_loss"] = [weight * loss for loss in curves["reconstruction_loss"]]
     return History([row["epoch"] for row in rows], curves)
 
 
@@ -48,7 +55,7 @@ def draw_health(data: History, dark: bool = False) -> Figure:
     with style(dark) as colours:
         figure = Figure(figsize=(10, 6.4), layout="constrained")
         for axis, (title, curves) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
-            shades = (colours.first, colours.second, colours.ink)
+            shades = (colours.first, colours.second, colours.ink, colours.faint)
             for (name, label), (marker, line), shade in zip(curves.items(), LINES, shades, strict=False):
                 if name in data.curves:
                     axis.plot(data.epochs, data.curves[name], marker + line, color=shade, markersize=4, label=label)

@@ -6,11 +6,16 @@ from capsnet.errors import InputError
 from capsnet.models.base import Images, Labels, Loss, Targets, scaled
 from capsnet.models.baseline import BaselineCNN
 from capsnet.models.capsnet import CapsNet, CapsuleOutput
+from capsnet.models.detector import CapsuleDetector, CNNDetector, Detection, Detector
 from capsnet.models.ensemble import Ensemble
 from capsnet.models.pooling import PoolingCNN
+from capsnet.models.small_cnn import SmallCNN
 
-Model = CapsNet | BaselineCNN | PoolingCNN
-MODELS: dict[str, type[Model]] = {"capsnet": CapsNet, "cnn": BaselineCNN, "pooling-cnn": PoolingCNN}
+Model = CapsNet | BaselineCNN | PoolingCNN | SmallCNN
+MODELS: dict[str, type[Model]] = {
+    **{"capsnet": CapsNet, "cnn": BaselineCNN, "pooling-cnn": PoolingCNN},
+    **{"small-cnn": SmallCNN, "detector": CapsuleDetector, "cnn-detector": CNNDetector},
+}
 """The names by which the command line and a run's config know the models."""
 
 PAPER_SIZES: dict[str, dict[str, Any]] = {
@@ -32,7 +37,9 @@ def sizes(name: str, width: float) -> dict[str, Any]:
 
     Capsules keep their dimensions: of CapsNet, there are fewer channels, capsule types and hidden units.
     """
-    if name != "capsnet":
+    if name in ("small-cnn", "cnn-detector"):
+        return {"channels": tuple(scaled(size, width) for size in (32, 64, 128)), "dense": scaled(256, width)}
+    if name not in ("capsnet", "detector"):
         return {"width": width}
     sizes = {"conv_channels": scaled(256, width), "primary_types": scaled(32, width)}
     return {**sizes, "decoder_hidden": (scaled(512, width), scaled(1024, width))}
@@ -54,24 +61,33 @@ def build_model(name: str, config: dict[str, Any]) -> Model:
     if name not in MODELS:
         raise InputError(f"unknown model {name!r}; there are: {', '.join(MODELS)}")
     try:
-        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
-        return MODELS[name](**arguments)
+        return MODELS[name](**{key: _tuples(value) for key, value in config.items()})
     except (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         raise InputError(f"the config does not fit model {name!r}: {str(error).splitlines()[0]}") from None
+
+
+def _tuples(value: Any) -> Any:
+    """What JSON made lists of."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 __all__ = [
     "MODELS",
     "PAPER_SIZES",
     "BaselineCNN",
+    "CNNDetector",
     "CapsNet",
+    "CapsuleDetector",
     "CapsuleOutput",
+    "Detection",
+    "Detector",
     "Ensemble",
     "Images",
     "Labels",
     "Loss",
     "Model",
     "PoolingCNN",
+    "SmallCNN",
     "Targets",
     "build_model",
     "model_name",

@@ -1,5 +1,7 @@
 """CapsNet, the capsule network of the paper."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxtyping import Float
@@ -8,8 +10,10 @@ from torch import Tensor, nn
 from capsnet import functional
 from capsnet.convolution import Conv2d
 from capsnet.errors import InputError
-from capsnet.layers import Decoder, DenseCapsules, PrimaryCapsules
+from capsnet.layers import ROUTED_LENGTH, Decoder, DenseCapsules, PrimaryCapsules
 from capsnet.models.base import Images, Labels, Loss, Targets, check_sizes, checked_shape
+from capsnet.models.hidden import hidden_layers
+from capsnet.stem import build_stem, stem_depth
 
 MAX_ITERATIONS = 100
 
@@ -24,6 +28,12 @@ class CapsNet(nn.Module):
 
     `in_shape` is (channels, height, width); pixels are 0 to 1. With the defaults and 28×28×1 the sizes are the
     paper's: 8,215,568 parameters, 6,804,224 without the decoder.
+
+    `stem` is what stands before Conv1: how often it halves the image (`capsnet.stem.Stem`; by default until the image
+    has no more pixels than the paper's largest, 40×40), or any module that turns images into features `(B, C, H, W)`, a
+    pretrained network for instance. `hidden_capsules` are the layers between the primary capsules and those of the
+    classes, from below: `(capsules, dim)` for `DenseCapsules`, `(types, dim, kernel_size)` or
+    `(types, dim, kernel_size, stride)` for `ConvCapsules`, which need a grid below them.
     """
 
     def __init__(
@@ -40,19 +50,16 @@ class CapsNet(nn.Module):
         decoder: bool = True,
         decoder_hidden: tuple[int, ...] = (512, 1024),
         leaky: bool = False,
+        stem: int | nn.Module | str | None = None,
+        hidden_capsules: Sequence[tuple[int, ...]] = (),
     ) -> None:
         super().__init__()
-        channels, height, width = checked_shape(in_shape, num_classes)
+        checked_shape(in_shape, num_classes)
         check_sizes(conv_channels, primary_types, primary_dim, capsule_dim, kernel_size, *decoder_hidden)
         if not 1 <= iterations <= MAX_ITERATIONS:
             raise InputError(f"routing iterations must be 1 to {MAX_ITERATIONS}, not {iterations}")
-        grid = [(side - 2 * (kernel_size - 1) - 1) // 2 + 1 for side in (height, width)]
-        if min(grid) < 1:
-            smallest = 2 * kernel_size - 1
-            raise InputError(
-                f"images of {height}×{width} pixels leave no grid of primary capsules; "
-                f"with {kernel_size}×{kernel_size} kernels the smallest size is {smallest}×{smallest}"
-            )
+        self.stem, described, features = build_stem(stem, in_shape, conv_channels // 4)
+        self.grid = _grid(features[1:], kernel_size, in_shape[1:])
         self.config: dict[str, Any] = {
             "in_shape": tuple(in_shape),
             "num_classes": num_classes,
@@ -66,22 +73,40 @@ class CapsNet(nn.Module):
             "decoder_hidden": tuple(decoder_hidden),
             "leaky": leaky,
         }
-        self.conv = Conv2d(channels, conv_channels, kernel_size, relu=True)
+        if described or stem_depth(*in_shape[1:]):
+            self.config["stem"] = described
+        if hidden_capsules:
+            self.config["hidden_capsules"] = tuple(map(tuple, hidden_capsules))
+        self.conv = Conv2d(features[0], conv_channels, kernel_size, relu=True)
         # He et al. 2015: keeps the scale of activations through a ReLU; see PrimaryCapsules for why scale matters.
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
         self.primary = PrimaryCapsules(conv_channels, primary_types, primary_dim, kernel_size)
-        self.classes = DenseCapsules(
-            primary_types * grid[0] * grid[1], primary_dim, num_classes, capsule_dim, iterations, leaky=leaky
+        routing: dict[str, Any] = {"iterations": iterations, "leaky": leaky}
+        self.hidden, self.voter_grid, self.voter_types, dim = hidden_layers(
+            hidden_capsules, self.grid, primary_types, primary_dim, **routing
         )
+        voters = math.prod(self.voter_grid) * self.voter_types
+        length = ROUTED_LENGTH if hidden_capsules else 1.0
+        self.classes = DenseCapsules(voters, dim, num_classes, capsule_dim, **routing, input_length=length)
         self.decoder = Decoder(num_classes, capsule_dim, in_shape, decoder_hidden) if decoder else None
 
     def forward(self, images: Images) -> CapsuleOutput:
-        capsules = self.classes(self.primary(self.features(images)))
+        capsules = self.classes(self.voters(self.primary(self.features(images))))
         return CapsuleOutput(capsules, functional.lengths(capsules))
 
     def features(self, images: Images) -> Float[Tensor, "batch features rows columns"]:
-        """Conv1: what the primary capsules look at."""
-        return self.conv(images)
+        """Stem and Conv1: what the primary capsules look at."""
+        return self.conv(self.stem(images))
+
+    def voters(self, primary: Float[Tensor, "batch primary primary_dim"]) -> Float[Tensor, "batch capsules dim"]:
+        """The capsules that vote for the classes: the primary ones, or those of the last hidden layer.
+
+        They are ordered by position on `voter_grid`, then by type (`voter_types`); a dense layer has one position.
+        """
+        capsules = primary.unflatten(1, (*self.grid, -1))
+        for layer in self.hidden:
+            capsules = layer(capsules.flatten(1, -2) if isinstance(layer, DenseCapsules) else capsules)
+        return capsules.flatten(1, -2)
 
     def reconstruct(
         self, capsules: Float[Tensor, "batch classes dim"], classes: Labels | None = None
@@ -115,9 +140,23 @@ class CapsNet(nn.Module):
             raise ValueError("where several classes are on an image, the decoder needs a target for each: targets=…")
         decoded = self.reconstruct(capsules, labels)
         reconstruction = functional.reconstruction_loss(decoded, images if targets is None else targets)
-        total = margin + functional.RECONSTRUCTION_WEIGHT * reconstruction
+        total = margin + functional.reconstruction_weight(*self.config["in_shape"]) * reconstruction
         return Loss(total, {"margin": margin, "reconstruction": reconstruction}, lengths)
 
     def probabilities(self, images: Images) -> Float[Tensor, "batch classes"]:
         """How likely each class is present: the capsules' lengths. They need not sum to one."""
         return self(images).lengths
+
+
+def _grid(features: tuple[int, int], kernel_size: int, image: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of primary capsules. Raises `InputError` if there are none."""
+    rows, columns = ((side - 2 * (kernel_size - 1) - 1) // 2 + 1 for side in features)
+    if min(rows, columns) > 0:
+        return rows, columns
+    smallest = 2 * kernel_size - 1
+    behind = f" behind a stem that makes them {features[0]}×{features[1]}" if features != image else ""
+    raise InputError(
+        f"images of {image[0]}×{image[1]} pixels leave no grid of primary capsules{behind}; with "
+        f"{kernel_size}×{kernel_size} kernels the smallest size is {smallest}×{smallest}, "
+        f"and the largest kernel_size for these is {(min(features) + 1) // 2}"
+    )

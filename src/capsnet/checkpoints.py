@@ -1,0 +1,64 @@
+"""`last.ckpt`: written whole or not at all, and read only if it is this very run's and as it was written."""
+
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from capsnet.errors import InputError
+from capsnet.runs import write_atomically
+
+DIGITS = 64
+"""Length of a SHA-256 in hexadecimal digits."""
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all; reads only this very run's, without executing anything they contain.
+
+    A checkpoint is a ZIP file, and the file's comment the SHA-256 of all that comes before it. So what a disk or an
+    editor has changed is refused before anything looks into it. `broadcast` gives every process what the first one has
+    read: the others need not see the file.
+    """
+
+    def __init__(self, fingerprint: str) -> None:
+        super().__init__()
+        self.fingerprint = fingerprint
+        self.broadcast: Callable[[bytes | None], bytes | None] = lambda content: content
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomically(Path(path), seal(buffer.getvalue()))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        try:
+            content = Path(path).read_bytes()
+        except OSError:
+            content = None
+        content = self.broadcast(content)
+        if content is None or not is_sealed(content):
+            raise InputError(f"{path} is damaged or no checkpoint; remove it to start the run anew")
+        try:
+            checkpoint = torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
+        except Exception:  # torch.load raises nearly every kind on foreign files, with advice that we do not share
+            raise InputError(f"{path} is damaged or no checkpoint; remove it to start the run anew") from None
+        if not isinstance(checkpoint, dict) or checkpoint.get("fingerprint") != self.fingerprint:
+            raise InputError(f"{path} is the checkpoint of another run: model, recipe or training images differ")
+        return checkpoint
+
+
+def seal(archive: bytes) -> bytes:
+    """A ZIP file without a comment gets its SHA-256 as one. The last two bytes are the comment's length."""
+    body = archive[:-2] + DIGITS.to_bytes(2, "little")
+    return body + hashlib.sha256(body).hexdigest().encode()
+
+
+def is_sealed(content: bytes) -> bool:
+    body, comment = content[:-DIGITS], content[-DIGITS:]
+    return hashlib.sha256(body).hexdigest().encode() == comment

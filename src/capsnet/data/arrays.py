@@ -1,0 +1,62 @@
+"""Images that lie in an array, which may be too large for memory, as one part of a user's set."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from PIL import Image
+
+from capsnet.data.pictures import frame
+from capsnet.errors import InputError
+
+PIECE = 2**20
+"""Bytes that are read at a time, at least one image."""
+
+Shape = tuple[int, int, int]
+Images = UInt8[np.ndarray, "some channels height width"]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images of one shape (channels, height, width), which `read` gives in order, a few at a time.
+
+    Of those that are read, the ones at `rows` (ascending) belong to this part; by default all.
+    """
+
+    labels: Int64[np.ndarray, " count"]
+    shape: Shape
+    read: Callable[[], Iterator[Images]]
+    rows: Int64[np.ndarray, " count"] | None = None
+
+    def measures(self) -> Iterator[Callable[[], tuple[int, int, int]]]:
+        channels, height, width = self.shape
+        yield lambda: (height, width, channels)
+
+    def tasks(self, shape: Shape) -> Iterator[Callable[[], Images]]:
+        if shape[0] != self.shape[0] and not {shape[0], self.shape[0]} <= {1, 3}:
+            raise InputError(f"images of {self.shape[0]} channels cannot be made into images of {shape[0]}")
+        start = 0
+        for images in self.read():
+            if self.rows is not None:
+                first, last = np.searchsorted(self.rows, [start, start + len(images)])
+                start += len(images)
+                images = images[self.rows[first:last] - (start - len(images))]
+            if len(images):
+                yield partial(_fitted, images, shape)
+
+
+def _fitted(images: Images, shape: Shape) -> Images:
+    if images.shape[1:] == shape:
+        return images
+    return np.stack([_fit(image, shape) for image in images])
+
+
+def _fit(image: UInt8[np.ndarray, "channels height width"], shape: Shape) -> UInt8[np.ndarray, "channels height width"]:
+    """As `predict` frames the picture that this image would be; channels that make no picture, each for itself."""
+    if len(image) == 3:
+        return frame(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))), shape).numpy()
+    if len(image) == 1:
+        return frame(Image.fromarray(np.ascontiguousarray(image[0])), shape).numpy()
+    return np.concatenate([_fit(band[None], (1, *shape[1:])) for band in image])

@@ -1,0 +1,60 @@
+"""Picture files of which a folder or a table says the class, as a user's set."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from capsnet.data.cache import stamp
+from capsnet.data.image_set import ImageSet
+from capsnet.data.prepared import Pictures, Source, prepared
+from capsnet.data.splits import DRAWN, draw_test, in_order, shuffled, with_test
+
+
+class PictureFile(NamedTuple):
+    """`name` is the path, from the set's folder on if it lies in it; `split` is empty where nothing says it."""
+
+    name: str
+    class_name: str
+    split: str
+    state: os.stat_result
+
+
+def read_files(
+    place: str,
+    kind: str,
+    folder: Path,
+    files: Sequence[PictureFile],
+    split: str,
+    size: tuple[int, int] | None,
+    channels: int | None,
+    note: str = "",
+) -> ImageSet:
+    """A split of the set of these pictures; `kind` and `note` are what its reader has to say of it."""
+    said = [(f"{file.split}:{file.class_name}:{file.name}", file.state) for file in files]
+    identity = [kind, str(folder.resolve()), stamp(said)]
+    return prepared(place, identity, lambda: _describe(place, folder, files, note), split, size, channels)
+
+
+def _describe(place: str, folder: Path, files: Sequence[PictureFile], note: str) -> Source:
+    class_names = in_order({file.class_name for file in files})
+    numbers = {name: number for number, name in enumerate(class_names)}
+    labels = np.array([numbers[file.class_name] for file in files], np.int64)
+    names = [file.name for file in files]
+    splits = np.array([file.split for file in files])
+    order = shuffled(names)
+    if "train" in splits and not {"test", "val"} & set(splits):
+        splits[:] = ""
+    if (splits == "").any():
+        parts = draw_test(names, labels, class_names, place)
+        note = DRAWN + note
+    else:
+        parts = {use: order[splits[order] == split] for split, use in with_test(splits).items()}
+
+    def pictures(rows: np.ndarray) -> Pictures:
+        own = [names[row] for row in rows]
+        return Pictures(own, labels[rows], lambda position: folder / own[position])
+
+    return Source(tuple(class_names), {split: pictures(rows) for split, rows in parts.items()}, note)

@@ -1,0 +1,99 @@
+"""Which pictures of a user's set are to train on and which to test on."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int64
+
+from capsnet.errors import InputError
+
+NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""What the splits are called in people's folders, columns and arrays."""
+
+TEST_SHARE = 0.2
+"""Of each class, where nothing says which pictures are to test on."""
+
+DRAWN = f" ({TEST_SHARE:.0%} of each class)".replace("%", " %")
+"""What is told of pictures to test on that were drawn."""
+
+SEED = 0
+
+
+def split_named(name: str) -> str | None:
+    """ "train", "val" or "test", if that is what `name` means."""
+    return next((split for split, names in NAMES.items() if name.strip().casefold() in names), None)
+
+
+def shuffled(keys: Sequence[str]) -> Int64[np.ndarray, " count"]:
+    """All positions, in an order that looks random and depends on nothing but each picture's own key.
+
+    So a picture that is added or removed leaves the others as they were, and the first few pictures of a set are of
+    any class.
+    """
+    ranks = [hashlib.sha256(f"{SEED}:{key}".encode(errors="surrogateescape")).digest()[:8] for key in keys]
+    return np.argsort(np.frombuffer(b"".join(ranks), ">u8"), kind="stable")
+
+
+def draw_test(
+    keys: Sequence[str], labels: Int64[np.ndarray, " count"], class_names: Sequence[str], place: str
+) -> dict[str, Int64[np.ndarray, " some"]]:
+    """Positions to train on and to test on: of each class `TEST_SHARE`, at least one picture, is to test on.
+
+    Raises `InputError` if a class has one picture only.
+    """
+    order = shuffled(keys)
+    tested = np.zeros(len(keys), bool)
+    for number, name in enumerate(class_names):
+        own = order[labels[order] == number]
+        if len(own) == 1:
+            raise InputError(f"the class {name!r} of {place} has one picture; it takes one to train and one to test on")
+        tested[own[: max(1, round(TEST_SHARE * len(own)))]] = len(own) > 0
+    return {"train": order[~tested[order]], "test": order[tested[order]]}
+
+
+def with_test(splits: Iterable[str]) -> dict[str, str]:
+    """Under which name each split that is there is used: without test pictures, those for validation are tested on."""
+    there = set(splits)
+    renamed = {"val": "test"} if "test" not in there else {}
+    return {split: renamed.get(split, split) for split in NAMES if split in there}
+
+
+def check_classes(
+    place: str, class_names: Sequence[str], labels: Mapping[str, Int64[np.ndarray, " count"]], complete: bool = True
+) -> None:
+    """Raises `InputError` if there is one class only, if labels are none of the classes, or if a class is missing.
+
+    Unless `complete`, a split need not have pictures of every class.
+    """
+    if not class_names:
+        raise InputError(f"there are no pictures in {place}")
+    if len(class_names) < 2:
+        raise InputError(f"{place} has one class only, {class_names[0]!r}; there must be at least 2 to tell apart")
+    for split, own in labels.items():
+        if not len(own):
+            raise InputError(f"{place} has no pictures in {split}")
+        if own.min() < 0 or own.max() >= len(class_names):
+            wrong = int(own.min() if own.min() < 0 else own.max())
+            raise InputError(f"{place} has the label {wrong} in {split}; labels are 0 to {len(class_names) - 1}")
+        missing = np.flatnonzero(np.bincount(own, minlength=len(class_names)) == 0)
+        if complete and len(missing):
+            others = [other for other in labels if (labels[other] == missing[0]).any()]
+            raise InputError(
+                f"the class {class_names[missing[0]]!r} of {place} has no pictures in {split}"
+                + (f", but has in {others[0]}; train and test must show the same classes" if others else "")
+            )
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of classes as people sort them: 2 before 10."""
+
+    def parts(name: str) -> tuple[list[tuple[str, int]], str]:
+        return [(text.casefold(), int(number or -1)) for text, number in re.findall(r"(\D*)(\d*)", name)], name
+
+    return sorted(names, key=parts)

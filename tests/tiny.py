@@ -1,0 +1,46 @@
+"""The `capsnet` command on a tiny network and a few images, with a checkpoint after every step."""
+
+import os
+import subprocess
+import sys
+import time
+
+TINY = """
+import sys
+from capsnet import callbacks, cli, data
+from capsnet.commands import train
+open_whole = data.DATASETS["mnist"]
+data.DATASETS["mnist"] = lambda split: open_whole(split).select(slice(120))
+callbacks.CHECKPOINT_SECONDS = 0.0
+train.sizes = lambda name, width: {"conv_channels": 8, "primary_types": 2, "decoder_hidden": (16,)}
+if __name__ == "__main__":
+    sys.exit(cli.main())
+"""
+# Of 33 training images the last batch has one, so that one of two processes has none.
+ODD = ("--limit", 44, "--held-out", 11, "--batch-size", 16, "--ema-decay", 0.9)
+
+
+def start(*arguments, cwd, program=("-c", TINY), **environment):
+    """A process that trains; processes of one thread do not wait for each other on busy machines."""
+    return subprocess.Popen(
+        [sys.executable, *program, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process, timeout=120):
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+def wait_for(condition, process):
+    for _ in range(1200):
+        if condition() or process.poll() is not None:
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen within a minute")
