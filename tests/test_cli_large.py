@@ -67,7 +67,7 @@ def test_the_stem_can_be_chosen(tmp_path, capsys):
     ],
 )
 def test_sizes_that_are_impossible_are_told_in_one_line(tmp_path, capsys, arguments, told):
-    status, _, err = typed(capsys, "train", *arguments, "--out", tmp_path / "run")
+    status, out, err = typed(capsys, "train", *arguments, "--out", tmp_path / "run")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert told in err
     assert not (tmp_path / "run").exists()

@@ -20,7 +20,7 @@ class Evaluate:
 
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
-    data: Annotated[str, tyro.conf.arg(help=f"Data set: {AVAILABLE}.")] = "mnist"
+    data: Annotated[str | None, tyro.conf.arg(help=f"Data set; by default the run's. {AVAILABLE}.")] = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
     shifts: int = 0
@@ -30,17 +30,18 @@ class Evaluate:
 
     def run(self) -> None:
         folder = runs.locate(self.run_folder)
-        model = runs.load(folder)
+        run = runs.open_run(folder)
+        data = self.data or run.data or "mnist"
         if self.shifts < 0:
             raise InputError(f"--shifts must not be negative, but it is {self.shifts}")
-        outcome = evaluate(model, runs.open_split(folder, self.data), pick_device(self.device), self.shifts)
+        outcome = evaluate(run.model, runs.open_split(folder, data), pick_device(self.device), self.shifts)
         speed = outcome.images / outcome.seconds
         low, high = outcome.interval
         paired = outcome.things > outcome.images
         if self.json:
             answer = {
                 "run": str(self.run_folder),
-                "data": self.data,
+                "data": data,
                 "images": outcome.images,
                 "errors": outcome.errors,
                 "error": round(outcome.error, 4),
