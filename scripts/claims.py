@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from capsnet import runs
+from capsnet.experiments.spatial.cost import read_cost
 from capsnet.experiments.spatial.figures import figures
 from capsnet.experiments.spatial.page import page
 from capsnet.experiments.spatial.records import read_records
@@ -21,7 +22,7 @@ PAGE, PICTURES = ROOT / "docs" / "claims.md", ROOT / "docs" / "claims"
 def main() -> None:
     records = Records(read_records(ROOT / "results"))
     drawn = figures(records)
-    new = page(records, list(drawn))
+    new = page(records, list(drawn), read_cost(ROOT / "results"))
     old = PAGE.read_text() if PAGE.exists() else ""
     if "--check" in sys.argv:
         raise SystemExit(

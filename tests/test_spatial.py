@@ -13,6 +13,7 @@ from capsnet.data.faces import make_faces
 from capsnet.experiments.spatial import attacks, detection, plan, readout, reproduce, summary, tables
 from capsnet.experiments.spatial import figures as spatial_figures
 from capsnet.experiments.spatial import records as spatial_records
+from capsnet.experiments.spatial.cost import part_rows, read_cost, step_rows
 from capsnet.experiments.spatial.figures import figures
 from capsnet.experiments.spatial.page import page
 from capsnet.experiments.spatial.plan import MAIN, NON_FACES, VARIANTS, Run, runs_of, tasks_of, training_set
@@ -225,7 +226,7 @@ def test_runs_are_made_once_recorded_and_told(tiny, capsys):
     assert set(drawn) == {"non-faces", "outside", "images", "turned-digits", "attacks"}
     for draw in drawn.values():
         draw(True).canvas.draw()
-    assert "too few runs to tell" in page(found, list(drawn))
+    assert "too few runs to tell" in page(found, list(drawn), None)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_result(tiny, capsys, monkeypatch):
@@ -302,10 +303,31 @@ def faces_to_test_needed_are_read_between_the_sizes():
     assert summary.images_needed(Records([record("all", 5.0)]), "cnn") == {}
 
 
+def test_what_it_costs_is_computed_from_measured_steps(tmp_path):
+    assert read_cost(tmp_path) is None
+    assert {row[2] for row in part_rows(None)} == {"–"}
+    steps = [
+        {"variant": name, "task": task, "milliseconds": [36.0, 30.0, 50.0]}
+        for name in VARIANTS
+        for task in ("images-625", "digits")
+    ]
+    runs.write_json(tmp_path / "spatial" / "cost.json", {"environment": {"device": "x"}, "steps": steps})
+    cost = read_cost(tmp_path)
+    assert step_rows(Records([]), cost)[0][1:] == ["–", "36 (30–50)", "36 (30–50)", "0"]
+    # 5 models × 3 seeds × 938 steps of digits
+    hours = {row[0][:3]: row[2] for row in part_rows(cost)}
+    assert hours["(e)"] == hours["(f)"] == f"{5 * 3 * 938 * 0.036 / 3600:.1f}"
+    (tmp_path / "spatial" / "cost.json").write_text('{"steps": [{}], "environment": {}}')
+    with pytest.raises(capsnet.InputError, match="make it again"):
+        read_cost(tmp_path)
+
+
 def test_the_page_is_up_to_date():
     """docs/claims.md is what the records say."""
     records = Records(read_records(ROOT / "results"))
-    assert (ROOT / "docs" / "claims.md").read_text() == page(records, list(figures(records)))
+    assert (ROOT / "docs" / "claims.md").read_text() == page(
+        records, list(figures(records)), read_cost(ROOT / "results")
+    )
 
 
 def test_folders_of_runs_are_resumable_by_name(tiny):

@@ -51,11 +51,9 @@ def face_page(detectors: Detectors, blocks: gr.Blocks) -> None:
         with gr.Column(min_width=300):
             pad = _pad(answer(arranged(START), *(start for _, _, _, start, _ in SLIDERS))[0])
             said = gr.HTML()
-            with gr.Row():
-                kinds = {
-                    kind: gr.Button(name, size="sm", min_width=130) for kind, name in zip(KINDS, BUTTONS, strict=True)
-                }
-                another = gr.Button("Another face", size="sm", min_width=130)
+            with gr.Row(elem_classes="kinds"):
+                kinds = {kind: gr.Button(name, size="sm") for kind, name in zip(KINDS, BUTTONS, strict=True)}
+                another = gr.Button("Another face", size="sm")
         with gr.Column(min_width=300):
             pose = [gr.Slider(low, high, start, step=step, label=label) for label, low, high, start, step in SLIDERS]
         with gr.Column(min_width=300):

@@ -3,9 +3,10 @@
 import statistics
 from collections.abc import Sequence
 
+from capsnet.experiments.spatial.cost import Cost, part_rows, step_rows
 from capsnet.experiments.spatial.plan import RECIPES
 from capsnet.experiments.spatial.summary import CAPSULE, CNN, Comparison, Records, runs_there, verdict
-from capsnet.experiments.spatial.tables import NOTES, TITLES, mean_unseen, tables
+from capsnet.experiments.spatial.tables import NOTES, TITLES, as_table, mean_unseen, tables
 
 FIGURES = {"a": "non-faces", "b": "outside", "c": "images", "e": "turned-digits", "f": "attacks"}
 
@@ -24,13 +25,26 @@ non-faces made of the same parts: scrambled, misoriented, missing or doubled.
 ![Faces, the three kinds of non-faces made of the same parts, and what models see](faces.png)
 """
 
+COST = """## What it costs
+
+Milliseconds of a training step of 64 images on one core{where}: median (least to most) of nine turns, all models in
+one run of `scripts/time_spatial.py`.
+
+{steps}
+
+Hours that training takes one core at these rates; measuring takes about a third as much again. Two calls, each with
+half of the `--models`, keep two cores busy.
+
+{parts}
+"""
+
 METHOD = """## How it was measured
 
 **The detector** is a CapsNet with two class capsules, for a face and for everything else. Two, because with a
 single one the softmax of routing has no choice, and routing does nothing. The likelihood is the length of the face
 capsule; the pose (position, orientation, size, shear) is a linear read-out of its direction, a vector of length
 one. **The CNN** (three 3×3 convolutions with max-pooling, a dense layer, sigmoids) has the same number of
-parameters as the CapsNet with its decoder, takes no longer to train (*What it cost*), and has the same heads on its
+parameters as the CapsNet with its decoder, takes no longer to train (*What it costs*), and has the same heads on its
 last hidden layer. Both learn the poses of faces beside the classes.
 
 **Training:** {capsule} for the CapsNet, {cnn} for the CNN; both tuned alike on validation images, which have part
@@ -46,16 +60,24 @@ attacks push the best wrong score above the right one, so that no model is safe 
 """
 
 
-def page(records: Records, drawn: Sequence[str]) -> str:
-    """docs/claims.md, with the figures that were drawn."""
+def page(records: Records, drawn: Sequence[str], cost: Cost | None) -> str:
+    """docs/claims.md, with the figures that were drawn and what was measured of the cost."""
     parts = [HEAD.format(verdict=verdict(records), runs=runs_there(records))]
     for name, table in tables(records).items():
         picture = FIGURES.get(name)
         shown = f"\n![{TITLES[name]}](claims/{picture}.png)\n" if picture in drawn else ""
         due = f"{_due(records)}\n\n" if name == "due to" else ""
         parts.append(f"## {TITLES[name]}\n\n{due}{NOTES[name]}\n\n{table}\n{shown}")
+    parts.append(_cost(records, cost))
     recipes = {("capsule" if is_capsnet else "cnn"): _recipe(is_capsnet) for is_capsnet in RECIPES}
     return "\n".join([*parts, METHOD.format(**recipes)])
+
+
+def _cost(records: Records, cost: Cost | None) -> str:
+    environment = cost["environment"] if cost else {}
+    where = f" ({environment['device']}, PyTorch {environment['torch']}, {environment['date']})" if cost else ""
+    steps = as_table(["model", "parameters", "faces", "digits", "seeds"], step_rows(records, cost))
+    return COST.format(where=where, steps=steps, parts=as_table(["part", "runs", "hours"], part_rows(cost)))
 
 
 def _recipe(is_capsnet: bool) -> str:

@@ -10,8 +10,6 @@ from capsnet.experiments.spatial.plan import FEWER, IMAGES, MAIN, NON_FACES, PAR
 from capsnet.experiments.spatial.readout import FACTORS
 from capsnet.experiments.spatial.summary import (
     GIVEN_ERROR,
-    Measure,
-    Record,
     Records,
     images_needed,
     measured,
@@ -23,17 +21,16 @@ Rows = list[list[str]]
 
 
 def tables(records: Records) -> dict[str, str]:
-    """A table for each of the parts, one for what it is due to, and one for what it cost."""
+    """A table for each of the parts, one for painted faces, and one for what a difference is due to."""
     made = {
-        "a": _table(["model", *NON_FACES, "mean"], [_unseen_row(records, name) for name in MAIN]),
-        "b": _table(["pose", *_abouts(MAIN)], _range_rows(records)),
-        "c": _table(["model", *(f"{count:,}" for count in (*FEWER, IMAGES)), "images needed"], _image_rows(records)),
-        "d": _table(["model", "orientation, °", "size, %", "position, % of the image"], _pose_rows(records)),
-        "e": _table(["model", "read from", *FACTORS], _readout_rows(records)),
-        "f": _table(["attack", "reach", *_abouts(MAIN)], _attack_rows(records)),
-        "painted": _table(["model", "drawn", "painted"], _painted_rows(records)),
-        "due to": _table(["model", *NON_FACES, "mean", "error, all kinds seen"], _due_rows(records)),
-        "cost": _table(["model", "parameters", "training, s", "of digits, s", "seeds"], _cost_rows(records)),
+        "a": as_table(["model", *NON_FACES, "mean"], [_unseen_row(records, name) for name in MAIN]),
+        "b": as_table(["pose", *_abouts(MAIN)], _range_rows(records)),
+        "c": as_table(["model", *(f"{count:,}" for count in (*FEWER, IMAGES)), "images needed"], _image_rows(records)),
+        "d": as_table(["model", "orientation, °", "size, %", "position, % of the image"], _pose_rows(records)),
+        "e": as_table(["model", "read from", *FACTORS], _readout_rows(records)),
+        "f": as_table(["attack", "reach", *_abouts(MAIN)], _attack_rows(records)),
+        "painted": as_table(["model", "drawn", "painted"], _painted_rows(records)),
+        "due to": as_table(["model", *NON_FACES, "mean", "error, all kinds seen"], _due_rows(records)),
     }
     assert set(made) >= set(PARTS)
     return made
@@ -143,28 +140,12 @@ def _attack(records: Records, variant: str, name: str, key: str) -> list[float]:
     return records.values(variant, "digits", measured("adversarial", "attacks", name, key))
 
 
-def _cost_rows(records: Records) -> Rows:
-    def seconds(record: Record) -> float | None:
-        value = record["seconds"].get("training")
-        return value if isinstance(value, int | float) else None
-
-    def cell(variant: str, task: str, measure: Measure) -> str:
-        return plus_minus(records.values(variant, task, measure), 0)
-
-    rows = []
-    for name, variant in VARIANTS.items():
-        counts = [record["parameters"] for record in records.of(name, "all")]
-        seeds = {record["seed"] for record in records.records if record["variant"] == name}
-        size = f"{counts[0]:,}" if counts else "–"
-        rows.append([variant.about, size, cell(name, "all", seconds), cell(name, "digits", seconds), str(len(seeds))])
-    return rows
-
-
 def _abouts(names: Sequence[str]) -> list[str]:
     return [VARIANTS[name].about for name in names]
 
 
-def _table(head: list[str], rows: Rows) -> str:
+def as_table(head: list[str], rows: Rows) -> str:
+    """In Markdown, and readable as it is."""
     cells = [head, *rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells]
@@ -191,7 +172,6 @@ TITLES = {
     **{part: f"({part}) {about}" for part, about in PARTS.items()},
     "painted": "Faces that are not drawn but painted",
     "due to": "What a difference is due to",
-    "cost": "What it cost",
 }
 NOTES = {
     "a": "Percent of the non-faces of the kind that was left out of training that are taken for faces, where 5 % of "
@@ -207,7 +187,6 @@ NOTES = {
     "painted": "Percent of test images that are wrong (chance: 50). Drawn faces are light strokes on black, as MNIST's "
     "digits are; painted ones have skin, hair and a background.",
     "due to": "As in (a); each row changes one thing. Last, the error where all kinds of non-faces were in training.",
-    "cost": "Mean ± standard deviation over the seeds, as everything here.",
 }
 
 
