@@ -8,5 +8,10 @@ class InputError(ValueError):
     """
 
 
+def gist(error: Exception) -> str:
+    """What an error of somebody else's says, in one line: its first one that is not empty, or its name."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class ProcessLostError(RuntimeError):
     """Of several processes that trained together, another one has ended. The message is one line; exit status 1."""

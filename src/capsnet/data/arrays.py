@@ -43,6 +43,8 @@ class Arrays:
                 first, last = np.searchsorted(self.rows, [start, start + len(images)])
                 start += len(images)
                 images = images[self.rows[first:last] - (start - len(images))]
+            if images.nbytes > PIECE:  # no more than one large image in memory, where as many wait as there are tasks
+                images = _fitted(images, shape)
             if len(images):
                 yield partial(_fitted, images, shape)
 

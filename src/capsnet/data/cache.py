@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from capsnet.errors import InputError
 
 INDEX = "index.json"
-FORMAT = 1
+FORMAT = 2
 """Another number where entries of an older version of this package must not be used."""
 
 
@@ -85,7 +85,7 @@ def _make(entry: Path, make: Callable[[Path], Mapping[str, Any]]) -> dict[str, A
     try:
         index = dict(make(partial))
         index["files"] = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-        (partial / INDEX).write_text(json.dumps(index))
+        (partial / INDEX).write_text(json.dumps({**index, "sum": _sum(index)}))
         for path in partial.iterdir():
             _flush(path)
         os.rename(partial, entry)
@@ -98,10 +98,16 @@ def _read_index(entry: Path) -> dict[str, Any] | None:
     """None if there is no entry, or not all of it."""
     try:
         index = json.loads((entry / INDEX).read_bytes())
-        whole = all((entry / name).stat().st_size == size for name, size in index["files"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole = index.pop("sum") == _sum(index)
+        whole = whole and all((entry / name).stat().st_size == size for name, size in index["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return index if whole else None
+
+
+def _sum(index: Mapping[str, Any]) -> str:
+    """Tells an index from what a disk made of it."""
+    return hashlib.sha256(json.dumps(index).encode()).hexdigest()
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from capsnet.data.cache import stamp
 from capsnet.data.image_set import ImageSet
 from capsnet.data.prepared import Pictures, Source, prepared
 from capsnet.data.splits import DRAWN, draw_test, split_named, with_test
-from capsnet.errors import InputError
+from capsnet.errors import InputError, gist
 
 SHORT_NAMES = {"cifar10": ("uoft-cs/cifar10", None), "svhn": ("ufldl-stanford/svhn", "cropped_digits")}
 """Names on the hub and configurations of the sets that the paper uses."""
@@ -91,7 +91,7 @@ def _pictures(
             picture = rows[int(chosen[position])][column]
             content = picture["bytes"]
         except Exception as error:  # as in _open
-            raise InputError(f"{names[position]} cannot be read: {error}") from None
+            raise InputError(f"{names[position]} cannot be read: {gist(error)}") from None
         if not content:
             raise InputError(f"{names[position]} is not in the data set itself")
         return io.BytesIO(content)
@@ -125,8 +125,7 @@ def _open(place: str) -> dict[str, Any]:
 
 
 def _refused(place: str, error: Exception) -> InputError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return InputError(f"cannot open the data set {place}: {reason}")
+    return InputError(f"cannot open the data set {place}: {gist(error)}")
 
 
 def _first_column(place: str, table: Any, kind: type) -> str:

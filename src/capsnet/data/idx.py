@@ -21,6 +21,8 @@ from capsnet.errors import InputError
 UNSIGNED_BYTES = 0x08
 DIMENSIONS = {"images": 3, "labels": 1}
 SPLIT_NAMES = {"train": "train", "test": "t10k|test"}
+MAX_COUNT = 2**24
+"""No known set has as many images; where packed files say more, they unpack to more than memory."""
 
 
 def read_idx(place: str, split: str, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageSet:
@@ -41,12 +43,11 @@ def has_idx(folder: Path) -> bool:
 
 
 def _describe(place: str, files: Mapping[str, Mapping[str, Path]]) -> Source:
-    labels = {
-        split: read_idx_file(own["labels"], DIMENSIONS["labels"]).astype(np.int64) for split, own in files.items()
-    }
+    labels: dict[str, np.ndarray] = {}
     parts: dict[str, Arrays] = {}
     for split, own in files.items():
         count, height, width = _read_shape(own["images"])
+        labels[split] = read_idx_file(own["labels"], DIMENSIONS["labels"]).astype(np.int64)
         if count != len(labels[split]) or not count:
             raise InputError(f"the {split} files in {place} hold {count:,} images, but {len(labels[split]):,} labels")
         parts[split] = Arrays(labels[split], (1, height, width), partial(_read_images, own["images"]))
@@ -94,7 +95,10 @@ def _read_header(content: Bytes, dimensions: int) -> tuple[int, ...]:
             f"{content.path} holds numbers of IDX type {kind:#04x} in {found} dimensions; "
             f"it should hold unsigned bytes (0x08) in {dimensions}"
         )
-    return struct.unpack(f">{dimensions}I", content.take(4 * dimensions))
+    shape = struct.unpack(f">{dimensions}I", content.take(4 * dimensions))
+    if shape[0] > MAX_COUNT:
+        raise InputError(f"{content.path} is truncated, or its header is damaged: it speaks of {shape[0]:,} items")
+    return shape
 
 
 def _find(place: str, split: str, kind: str) -> Path:

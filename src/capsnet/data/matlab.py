@@ -21,8 +21,10 @@ MATRIX, COMPRESSED = 14, 15
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 STRUCTURE, FIRST_NUMERIC, LAST_NUMERIC = 2, 6, 15
 """Classes of arrays: structures, and doubles to 64-bit integers."""
-LIMIT = 2**30
-"""A larger array is refused: no published file comes near."""
+LIMIT = 2**28
+"""A larger array is refused: affNIST's largest has a third of these bytes."""
+MAX_FIELDS, MAX_DIMENSIONS, MAX_NAME = 100, 32, 64
+"""A header that speaks of more would take more memory than the array."""
 
 Element = tuple[int, memoryview]
 """A type and its content."""
@@ -69,7 +71,7 @@ def _find_structure(content: memoryview, order: str, name: str) -> dict[str, mem
 def _fields(parts: Iterator[Element], order: str) -> dict[str, memoryview]:
     (length,) = struct.unpack(f"{order}i", _next(parts))
     text = bytes(_next(parts))
-    if length < 1 or len(text) % length:
+    if length < 1 or len(text) % length or len(text) > length * MAX_FIELDS:
         raise ValueError("the names of the fields are cut")
     names = [text[k : k + length].split(b"\0")[0].decode("latin-1") for k in range(0, len(text), length)]
     return {name: _next(parts) for name in names}
@@ -90,10 +92,12 @@ def _numbers(matrix: memoryview, order: str) -> Shaped[np.ndarray, "..."]:
 
 def _array_header(parts: Iterator[Element], order: str) -> tuple[int, tuple[int, ...], str]:
     """Class, shape and name."""
-    flags, sizes, name = (bytes(_next(parts)) for _ in range(3))
+    flags, sizes, name = (_next(parts) for _ in range(3))
     (flag,) = struct.unpack_from(f"{order}I", flags)
+    if len(sizes) > 4 * MAX_DIMENSIONS:
+        raise ValueError(f"an array has {len(sizes) // 4:,} dimensions")
     shape = struct.unpack(f"{order}{len(sizes) // 4}i", sizes)
-    return flag & 0xFF, shape, name.decode("latin-1")
+    return flag & 0xFF, shape, bytes(name[:MAX_NAME]).decode("latin-1")
 
 
 def _next(parts: Iterator[Element]) -> memoryview:

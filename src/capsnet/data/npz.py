@@ -25,7 +25,8 @@ from capsnet.errors import InputError
 
 IMAGES = ("images", "x", "data", "image", "imgs")
 LABELS = ("labels", "y", "label", "targets", "target")
-MAX_LABEL_BYTES = 2**29
+MAX_COUNT, MAX_CLASSES, MAX_LABEL_BYTES, MAX_NAME_BYTES = 2**23, 2**16, 2**29, 2**26
+"""Of images, of different labels, of all labels and of those that are text: a small archive may unpack to any size."""
 MAX_CHANNELS = 16
 """An axis of more is a side of the images."""
 
@@ -153,8 +154,8 @@ def _image_shape(images: Stored) -> Shape:
         raise InputError(
             f"{images.name} has the shape {images.shape}; images are (N, H, W), (N, H, W, C) or (N, C, H, W)"
         )
-    if not 0 < math.prod(shape) <= MAX_PIXELS:
-        raise InputError(f"{images.name} has images of {math.prod(shape):,} numbers; 1 to {MAX_PIXELS:,} can be used")
+    if not 0 < images.row_bytes <= MAX_PIXELS:
+        raise InputError(f"{images.name} has images of {images.row_bytes:,} bytes; 1 to {MAX_PIXELS:,} can be used")
     return shape[0], shape[1], shape[2]
 
 
@@ -181,11 +182,14 @@ def _read_labels(stored: Stored) -> np.ndarray:
         raise InputError(f"{stored.name} holds pickled objects, which are never opened; save labels.astype(str)")
     if stored.dtype.kind not in "uifbU" or len(stored.shape) not in (1, 2) or 0 in stored.shape[1:] or stored.fortran:
         raise InputError(f"{stored.name} holds {stored.dtype} of shape {stored.shape}; labels are one number an image")
-    if stored.shape[0] * max(stored.row_bytes, 8) > MAX_LABEL_BYTES:
-        raise InputError(
-            f"{stored.name} speaks of {stored.shape[0] * stored.row_bytes:,} bytes; it is no array of labels"
-        )
-    values = np.concatenate([*stored.read(PIECE), np.empty((0, *stored.shape[1:]), stored.dtype)])
+    size = stored.shape[0] * stored.row_bytes
+    if stored.shape[0] > MAX_COUNT or size > (MAX_NAME_BYTES if stored.dtype.kind == "U" else MAX_LABEL_BYTES):
+        raise InputError(f"{stored.name} speaks of {stored.shape[0]:,} labels of {size:,} bytes; that is too many")
+    return np.concatenate([_one_each(stored, values) for values in stored.read(PIECE)] or [np.empty(0, np.int64)])
+
+
+def _one_each(stored: Stored, values: np.ndarray) -> np.ndarray:
+    """Some of the labels, as one number or text for each image."""
     if values.ndim == 2 and values.shape[1] > 1:
         if values.dtype.kind == "U" or not ((values == 0) | (values == 1)).all() or (values.sum(axis=1) != 1).any():
             raise InputError(
@@ -204,7 +208,11 @@ def _read_labels(stored: Stored) -> np.ndarray:
 
 def _classes(values: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], dict[str, Int64[np.ndarray, " count"]]]:
     """Names of all labels that occur, and each split's labels as numbers of these."""
-    texts = {split: [str(value) for value in np.unique(own)] for split, own in values.items()}
+    different = {split: np.unique(own) for split, own in values.items()}
+    for own in different.values():
+        if len(own) > MAX_CLASSES:
+            raise InputError(f"there are labels of {len(own):,} classes; up to {MAX_CLASSES:,} can be told apart")
+    texts = {split: [str(value) for value in own] for split, own in different.items()}
     names = in_order({name for own in texts.values() for name in own})
     places = {name: place for place, name in enumerate(names)}
     numbers = {}

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from capsnet.errors import InputError
+from capsnet.errors import InputError, gist
 
 MAX_ROWS = 2**24
 MAX_BYTES = 2**30
@@ -70,5 +70,4 @@ def _refused(path: Path, error: Exception) -> InputError:
     """An Arrow error names no class that damage does not leave: it raises whatever it stumbles over."""
     if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
         return InputError(f"{path} cannot be read: {error.strerror}")
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return InputError(f"{path} is damaged or no Parquet file: {reason}")
+    return InputError(f"{path} is damaged or no Parquet file: {gist(error)}")

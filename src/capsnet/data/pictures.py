@@ -2,11 +2,12 @@
 
 import contextlib
 import io
+import math
 import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,10 +17,15 @@ from torch import Tensor
 
 from capsnet.data.framing import Framing
 from capsnet.data.image_set import ImageSet
-from capsnet.errors import InputError
+from capsnet.errors import InputError, gist
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused: decoded, one would take more memory than a model."""
+
+MANY_PIXELS = 2**24
+"""Of larger pictures one is decoded at a time, and made smaller at once: so many pixels say all that is looked at."""
+
+_LARGE = threading.Lock()
 
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "SGI", "TGA", "TIFF", "WEBP")
 """By Pillow's names. Not among them is what is no picture but a program that draws one (EPS)."""
@@ -89,7 +95,7 @@ def decode_picture(
 
     Raises `InputError`, calling it by `name`, if it is missing, no picture, damaged or larger than `max_pixels`.
     """
-    with quiet_pillow(), _opened(source, name, max_pixels, formats) as picture:
+    with quiet_pillow(), _opened(source, name, max_pixels, formats) as picture, _turn_of(picture):
         return _as_seen(picture)
 
 
@@ -140,13 +146,17 @@ def _opened(
     except InputError:
         raise
     except Exception as error:  # on damaged files Pillow's decoders raise whatever they stumble over
-        raise InputError(f"{name} is damaged or cannot be read: {str(error) or type(error).__name__}") from None
+        raise InputError(f"{name} is damaged or cannot be read: {gist(error)}") from None
 
 
 def _as_seen(picture: Image.Image) -> Image.Image:
-    """Upright, on paper, with 8 bits a pixel, grey or in colours. No step holds more than two copies of a picture."""
+    """Upright, on paper, with 8 bits a pixel, grey or in colours, and of no more than about `MANY_PIXELS`.
+
+    No step holds more than two copies of a picture.
+    """
     picture.load()
     ImageOps.exif_transpose(picture, in_place=True)
+    picture = _reduced(picture)
     if picture.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would cut, not scale
         picture = _in_bytes(np.asarray(picture), white=65535)
     if picture.mode == "F":
@@ -156,6 +166,38 @@ def _as_seen(picture: Image.Image) -> Image.Image:
     if picture.has_transparency_data:
         picture = _on_paper(_as_mode(picture, "RGBA"))
     return _as_mode(picture, "L" if picture.mode in ("1", "L") else "RGB")
+
+
+def _times_too_large(picture: Image.Image) -> int:
+    """A side, compared with that of a picture of `MANY_PIXELS`."""
+    return math.ceil(math.sqrt(picture.width * picture.height / MANY_PIXELS))
+
+
+def _turn_of(picture: Image.Image) -> contextlib.AbstractContextManager[Any]:
+    return _LARGE if _times_too_large(picture) > 1 else contextlib.nullcontext()
+
+
+def _reduced(picture: Image.Image) -> Image.Image:
+    """In strips, so that no second copy is made of a picture that is large."""
+    times, (width, height) = _times_too_large(picture), picture.size
+    if times < 2:
+        return picture
+    rows = times * max(1, MANY_PIXELS // (times * width))
+    tops = range(0, height, rows)
+    strips = [_reduced_strip(picture.crop((0, top, width, min(top + rows, height))), times) for top in tops]
+    whole = Image.new(strips[0].mode, (strips[0].width, math.ceil(height / times)))
+    whole.info = strips[0].info
+    for top, strip in zip(tops, strips, strict=True):
+        whole.paste(strip, (0, top // times))
+    return whole
+
+
+def _reduced_strip(strip: Image.Image, times: int) -> Image.Image:
+    if strip.mode.startswith("I;16"):  # which Pillow does not reduce
+        strip = _in_bytes(np.asarray(strip), white=65535)
+    elif strip.mode in ("1", "P"):  # whose numbers are no brightness
+        strip = strip.convert("RGBA" if strip.has_transparency_data else "L" if strip.mode == "1" else "RGB")
+    return strip.reduce(times)
 
 
 def _as_mode(picture: Image.Image, mode: str) -> Image.Image:

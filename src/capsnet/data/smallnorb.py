@@ -23,6 +23,8 @@ MAGIC = {"dat": 0x1E3D4C55, "cat": 0x1E3D4C54, "info": 0x1E3D4C54}
 SHAPE = (2, 96, 96)
 """(cameras, height, width) in the files; the size is halved, as in the paper."""
 CHUNK = 500
+MAX_COUNT = 100_000
+"""The published files have 24,300 images each."""
 SPLIT_NAMES = {"train": "training", "test": "testing"}
 
 
@@ -75,7 +77,7 @@ def _read_header(content: Bytes, kind: str, shape: tuple[int, ...]) -> int:
         raise InputError(f"{content.path} is damaged: it has {dimensions} dimensions, not {1 + len(shape)}")
     stored = max(dimensions, 3)  # the format has room for three sizes, whether they are used or not
     count, *rest = struct.unpack(f"<{stored}I", content.take(4 * stored))[:dimensions]
-    if tuple(rest) != shape or not count:
+    if tuple(rest) != shape or not 0 < count <= MAX_COUNT:
         held, wanted = "×".join(map(str, [count, *rest])), "×".join(map(str, ["N", *shape]))
         raise InputError(f"{content.path} holds {held} numbers; in smallNORB they are {wanted}")
     return count

@@ -30,14 +30,16 @@ def split_named(name: str) -> str | None:
     return next((split for split, names in NAMES.items() if name.strip().casefold() in names), None)
 
 
-def shuffled(keys: Sequence[str]) -> Int64[np.ndarray, " count"]:
+def shuffled(keys: Iterable[str]) -> Int64[np.ndarray, " count"]:
     """All positions, in an order that looks random and depends on nothing but each picture's own key.
 
     So a picture that is added or removed leaves the others as they were, and the first few pictures of a set are of
     any class.
     """
-    ranks = [hashlib.sha256(f"{SEED}:{key}".encode(errors="surrogateescape")).digest()[:8] for key in keys]
-    return np.argsort(np.frombuffer(b"".join(ranks), ">u8"), kind="stable")
+    ranks = bytearray()
+    for key in keys:  # of which there may be millions
+        ranks += hashlib.sha256(f"{SEED}:{key}".encode(errors="surrogateescape")).digest()[:8]
+    return np.argsort(np.frombuffer(ranks, ">u8"), kind="stable")
 
 
 def draw_test(
