@@ -23,8 +23,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from capsnet.data import to_float
+from capsnet.data.posed import POSE
 from capsnet.errors import InputError
-from capsnet.models import CapsNet, Model, model_name
+from capsnet.models import CapsNet, Detector, Model, model_name
+from capsnet.models.detector import SCALES, encode_pose
 from capsnet.runs import Run
 
 if TYPE_CHECKING:
@@ -33,11 +35,13 @@ if TYPE_CHECKING:
 OPSET = 18
 """The version of ONNX's operators: the oldest that PyTorch's exporter writes without converting."""
 TOLERANCE = 1e-4
-"""How far an answer of the file may be from the model's. All of them lie between -1 and 1."""
+"""How far an answer of the file may be from the model's. They lie between -1 and 1, or, of a pose, about there."""
 MAX_BYTES = 2**31 - 1
 """A single ONNX file is never larger."""
 
+LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 CALIBRATION_BATCH = 64
+READOUT = "model.readout.weight"
 
 
 def export_onnx(run: Run, *, decoder: bool = False) -> bytes:
@@ -45,10 +49,11 @@ def export_onnx(run: Run, *, decoder: bool = False) -> bytes:
 
     Its input `images` is uint8 `(batch, channels, height, width)`, 0 to 255, any number of images. Its outputs:
     `probabilities` `(batch, classes)`; of a CapsNet, where they are the lengths of the capsules, also `capsules`
-    `(batch, classes, dim)`; and with `decoder` `reconstruction` `(batch, channels, height, width)`, 0 to 1, from the
-    longest capsule. Raises `InputError` if a library is missing or if there is no decoder.
+    `(batch, classes, dim)`; of a detector also `poses` `(batch, 5)`, as `capsnet.data.posed.POSE` has them; and with
+    `decoder` `reconstruction` `(batch, channels, height, width)`, 0 to 1, from the longest capsule. Raises `InputError`
+    if a library is missing or if there is no decoder.
     """
-    _require("onnx", "onnxscript")
+    require("onnx", "onnxscript")
     answers = _Answers(run.model, decoder)
     example = torch.zeros(2, *run.model.config["in_shape"], dtype=torch.uint8)
     with _silence():
@@ -64,6 +69,7 @@ def export_onnx(run: Run, *, decoder: bool = False) -> bytes:
         )
         assert program is not None
         described = program.model_proto
+    _forget_whence(described.graph)
     for key, value in _metadata(run).items():
         described.metadata_props.add(key=key, value=value)
     if described.ByteSize() > MAX_BYTES:
@@ -81,17 +87,24 @@ def greatest_difference(
         with torch.inference_mode():
             wanted = answers(batch)
         got: Any = session.run(answers.names, {"images": batch.numpy()})
-        differences += [float(np.abs(ours.numpy() - theirs).max()) for ours, theirs in zip(wanted, got, strict=True)]
-    return max(differences)
+        for name, ours, theirs in zip(answers.names, wanted, map(torch.from_numpy, got), strict=True):
+            if name == "poses":
+                ours, theirs = _comparable(ours), _comparable(theirs)
+            differences.append(float((ours - theirs).abs().max()))
+    return float(np.max(differences))  # unlike Python's, of NaN and numbers NaN
 
 
 def quantise(content: bytes, images: UInt8[Tensor, "count channels height width"]) -> bytes:
     """The same ONNX file with weights, and what flows between the layers, in 8 bits where that is known to be safe.
 
-    Ranges are measured on `images`, which should be training images. Routing stays in float32.
+    Ranges are measured on `images`, which should be training images. Routing stays in float32, and so does the
+    read-out of poses, whose numbers are to be finer than the 256th part of their range.
     """
-    _require("onnx", "onnxruntime")
+    require("onnx", "onnxruntime")
+    import onnx
     from onnxruntime import quantization
+
+    readouts = [node.name for node in onnx.load_from_string(content).graph.node if READOUT in node.input]
 
     class Calibration(quantization.CalibrationDataReader):
         def __init__(self) -> None:
@@ -109,6 +122,7 @@ def quantise(content: bytes, images: UInt8[Tensor, "count channels height width"
             small,
             Calibration(),
             op_types_to_quantize=["Conv", "Gemm"],
+            nodes_to_exclude=readouts,
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
@@ -118,7 +132,7 @@ def quantise(content: bytes, images: UInt8[Tensor, "count channels height width"
 
 def open_session(content: bytes) -> "InferenceSession":
     """The file, ready to answer on the CPU. Raises `InputError` if ONNX Runtime is not installed."""
-    _require("onnxruntime")
+    require("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -147,16 +161,37 @@ class _Answers(nn.Module):
         self.names = ["probabilities"]
         if isinstance(model, CapsNet):
             self.names.append("capsules")
+        if isinstance(model, Detector):
+            self.names.append("poses")
         if decoder:
             if not isinstance(model, CapsNet) or model.decoder is None:
-                raise InputError("this model has no decoder to export; leave --decoder out")
+                raise InputError("this model has no decoder of capsules to export; leave --decoder out")
             self.names.append("reconstruction")
 
     def forward(self, images: UInt8[Tensor, "batch channels height width"]) -> tuple[Tensor, ...]:
+        pixels = to_float(images)
         if not isinstance(self.model, CapsNet):
-            return (self.model.probabilities(to_float(images)),)
-        capsules, lengths = self.model(to_float(images))
-        return (lengths, capsules, self.model.reconstruct(capsules)) if self.decoder else (lengths, capsules)
+            poses = (self.model.detect(pixels).poses,) if isinstance(self.model, Detector) else ()
+            return (self.model.probabilities(pixels), *poses)
+        capsules, lengths = self.model(pixels)
+        answers = [lengths, capsules]
+        if isinstance(self.model, Detector):
+            answers.append(self.model.pose(capsules))
+        if self.decoder:
+            answers.append(self.model.reconstruct(capsules))
+        return tuple(answers)
+
+
+def _comparable(poses: Tensor) -> Tensor:
+    """Poses as numbers about as large as one, whose difference is small wherever that of the poses is."""
+    return encode_pose(poses) / poses.new_tensor(SCALES)
+
+
+def _forget_whence(graph: Any) -> None:
+    """PyTorch notes which line made each node, with paths on the machine of whoever exports: nobody's business."""
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
 
 
 def _metadata(run: Run) -> dict[str, str]:
@@ -164,12 +199,14 @@ def _metadata(run: Run) -> dict[str, str]:
     return {
         "class_names": json.dumps(run.class_names, ensure_ascii=False),
         "framing": json.dumps(vars(run.framing)),
+        **({"pose": json.dumps(POSE)} if isinstance(run.model, Detector) else {}),
         "model": model_name(run.model),
         "version": version("capsnet"),
     }
 
 
-def _require(*libraries: str) -> None:
+def require(*libraries: str) -> None:
+    """Raises `InputError` unless all are installed."""
     for library in libraries:
         if importlib.util.find_spec(library) is None:
             raise InputError(f"export needs {library}; install it with: pip install 'capsnet[export]'")

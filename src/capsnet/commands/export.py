@@ -50,6 +50,7 @@ class Export:
             raise InputError(f"the name of an ONNX file ends with .onnx, but {self.file} does not")
         if not self.file.parent.is_dir():
             raise InputError(f"there is no folder {self.file.parent} to write {self.file.name} into")
+        export.require(*export.LIBRARIES)
         folder = runs.locate(self.run_folder)
         run = runs.open_run(folder)
         images, calibration = self._test_set(folder, run), self._calibration_images(folder, run)
@@ -69,13 +70,17 @@ class Export:
             runs.write_atomically(file, variant)
             files.append({"file": str(file), "bytes": len(variant), **(_test(variant, images) if self.int8 else {})})
         checked_on = f"{len(sample)} test images" if images else f"{len(sample)} images of noise"
+        added = _share(files[1]) - _share(files[0]) if self.int8 else None
         if self.json:
             report = {"run": str(self.run_folder), "opset": export.OPSET, "difference": difference}
-            print(json.dumps({**report, "checked_on": checked_on, "files": files}))
+            report |= {"checked_on": checked_on, "files": files}
+            print(json.dumps(report if added is None else {**report, "added_error": round(added, 4)}))
             return
         print(f"greatest difference from the model {difference:.1e}, on {checked_on}; opset {export.OPSET}")
         for entry in files:
             print(_line(entry))
+        if added is not None:
+            print(f"8-bit numbers change the error by {added:+.2f} points")
 
     def _test_set(self, folder: Path, run: Run) -> ImageSet | PairSet | None:
         """Test images, if they can be had; where the user wants them, they must be."""
@@ -117,6 +122,10 @@ def _line(entry: dict[str, Any]) -> str:
     line = f"{entry['file']}  {entry['bytes']:,} bytes"
     if "errors" not in entry:
         return line
-    share = 100 * entry["errors"] / entry["images"]
     found = f"{entry['errors']:,} of {entry['images']:,} test images"
-    return f"{line}  error {share:.2f} % ({found})  {entry['images_per_second']:,.0f} images/s"
+    return f"{line}  error {_share(entry):.2f} % ({found})  {entry['images_per_second']:,.0f} images/s"
+
+
+def _share(entry: dict[str, Any]) -> float:
+    """The error in percent."""
+    return 100 * entry["errors"] / entry["images"]

@@ -79,7 +79,11 @@ class CapsuleDetector(CapsNet):
     def detect(self, images: Images) -> Detection:
         """The length of the thing's capsule, and the pose that is read from its direction."""
         capsules, lengths = self(images)
-        return Detection(lengths[:, THING], decode_pose(self._read(capsules)))
+        return Detection(lengths[:, THING], self.pose(capsules))
+
+    def pose(self, capsules: Float[Tensor, "batch classes dim"]) -> Poses:
+        """The pose that the thing's capsule tells."""
+        return decode_pose(self._read(capsules))
 
     def _read(self, capsules: Float[Tensor, "batch classes dim"]) -> Float[Tensor, "batch numbers"]:
         thing = capsules[:, THING]
