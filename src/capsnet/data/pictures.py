@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from capsnet.errors import InputError, gist
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused: decoded, one would take more memory than a model."""
+
+COSTLY_FORMATS = ("AVIF", "JPEG2000", "WEBP")
+"""Of these pictures half as many pixels are the limit: their decoders hold several copies at a time."""
 
 MANY_PIXELS = 2**24
 """Of larger pictures one is decoded at a time, and made smaller at once: so many pixels say all that is looked at."""
@@ -132,8 +135,9 @@ def _opened(
     """A picture to decode; whatever is wrong with it raises `InputError`."""
     try:
         with Image.open(source, formats=formats) as picture:
-            if picture.width * picture.height > max_pixels:
-                raise InputError(f"{name} has {picture.width}×{picture.height} pixels; the limit is {max_pixels:,}")
+            limit = min(max_pixels, MAX_PIXELS // 2) if picture.format in COSTLY_FORMATS else max_pixels
+            if picture.width * picture.height > limit:
+                raise InputError(f"{name} has {picture.width}×{picture.height} pixels; the limit is {limit:,}")
             yield picture
     except FileNotFoundError:
         raise InputError(f"there is no picture {name}") from None
@@ -173,8 +177,17 @@ def _times_too_large(picture: Image.Image) -> int:
     return math.ceil(math.sqrt(picture.width * picture.height / MANY_PIXELS))
 
 
-def _turn_of(picture: Image.Image) -> contextlib.AbstractContextManager[Any]:
-    return _LARGE if _times_too_large(picture) > 1 else contextlib.nullcontext()
+@contextlib.contextmanager
+def _turn_of(picture: Image.Image) -> Iterator[None]:
+    """A large picture waits for its turn, and its pixels are gone before the next one's."""
+    if _times_too_large(picture) < 2:
+        yield
+        return
+    with _LARGE:
+        try:
+            yield
+        finally:
+            picture.close()
 
 
 def _reduced(picture: Image.Image) -> Image.Image:
