@@ -8,13 +8,10 @@ one takes longer than ten seconds, if the process grows by a gigabyte, or if any
 
 import argparse
 import collections
-import contextlib
 import io
 import json
-import pickle
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -23,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fuzzing import EXECUTED, GIGABYTE, Trap, bytes_changed, memory, refused, value_changed
 
 import capsnet
 from capsnet import cli, runs
@@ -31,8 +29,6 @@ from capsnet.insight.health import draw_health, read_history
 from capsnet.training import fit
 
 RECIPE = capsnet.Recipe(epochs=2, batch_size=4, max_shift=0)
-SECONDS, GIGABYTE = 10, 2**20  # of getrusage's kilobytes
-EXECUTED = "executed"
 
 
 def main() -> None:
@@ -45,16 +41,6 @@ def main() -> None:
         found = fuzz(Path(folder), chosen.mutations, chosen.seed)
     for (name, outcome), count in sorted(found.items()):
         print(f"{name:<18} {outcome:<9} {count:6,}")
-
-
-class Trap:
-    """Unpickled, it leaves a file."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open, (str(self.folder / EXECUTED), "w")
 
 
 def images() -> capsnet.ImageSet:
@@ -108,7 +94,7 @@ def fuzz(folder: Path, mutations: int, seed: int) -> collections.Counter[tuple[s
     make_run(whole)
     found: collections.Counter[tuple[str, str]] = collections.Counter()
     todo = uses(cut)
-    before = _memory()
+    before = memory()
     for number in range(mutations):
         name = list(todo)[number % len(todo)]
         shutil.copytree(whole, cut, dirs_exist_ok=True)
@@ -124,82 +110,20 @@ def fuzz(folder: Path, mutations: int, seed: int) -> collections.Counter[tuple[s
             found[name, outcome] += 1
         if (folder / EXECUTED).exists():
             sys.exit(f"mutation {number} of {name} was executed")
-        if _memory() - before > GIGABYTE:
+        if memory() - before > GIGABYTE:
             sys.exit(f"mutation {number} of {name} took more than a gigabyte")
     return found
 
 
-def refused(use: Callable[[], Any]) -> bool:
-    def hang(*_: Any) -> None:
-        raise TimeoutError(f"longer than {SECONDS} s")
-
-    signal.signal(signal.SIGALRM, hang)
-    signal.alarm(SECONDS)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            use()
-    except capsnet.InputError as error:
-        if not str(error).strip():
-            raise AssertionError("refused without a word") from error
-        return True
-    finally:
-        signal.alarm(0)
-    return False
-
-
 def mutate(content: bytes, name: str, chance: random.Random, folder: Path) -> bytes:
-    kinds: list[Callable[[], bytes]] = [lambda: _bytes_changed(content, chance)] * 2
+    kinds: list[Callable[[], bytes]] = [lambda: bytes_changed(content, chance)] * 2
     if name.endswith(".json"):
-        kinds += [lambda: json.dumps(_value_changed(json.loads(content), chance)).encode()] * 6
+        kinds += [lambda: json.dumps(value_changed(json.loads(content), chance)).encode()] * 6
     if name == runs.METRICS:
         kinds += [lambda: _cell_changed(content.decode(), chance).encode()] * 2
     if name == runs.CHECKPOINT:
         kinds += [lambda: _state_changed(content, chance, folder)] * 2
     return chance.choice(kinds)()
-
-
-def _bytes_changed(content: bytes, chance: random.Random) -> bytes:
-    """Cut off, overwritten, taken out, put in, or another file altogether."""
-    changed = bytearray(content)
-    start = chance.randrange(len(content) + 1)
-    length = chance.choice((1, 2, 8, 64, 1000))
-    piece = bytes(chance.choice((0, 255, 48, 123, chance.randrange(256))) for _ in range(length))
-    kind = chance.randrange(5)
-    if kind == 0:
-        del changed[start:]
-    elif kind == 1:
-        changed[start : start + length] = piece
-    elif kind == 2:
-        del changed[start : start + length]
-    elif kind == 3:
-        changed[start:start] = piece
-    else:
-        return pickle.dumps(piece)
-    return bytes(changed)
-
-
-STRANGE: list[Any] = [
-    *(None, True, False, 0, 1, -1, 10**30, 2**63, 1.5, -0.0, float("nan"), float("inf"), 1e308),
-    *("", "x", "0", "\x00", "../../etc", "mnist", "é" * 1000, [], {}, [[]], {"": {}}, [0] * 1000, [1, 17, 17]),
-]
-
-
-def _value_changed(tree: Any, chance: random.Random) -> Any:
-    """One value of the tree is another, gone, or under another name."""
-    if not isinstance(tree, dict | list) or not tree or chance.random() < 0.05:
-        return chance.choice(STRANGE)
-    keys = list(tree) if isinstance(tree, dict) else list(range(len(tree)))
-    key = chance.choice(keys)
-    fate = chance.random()
-    if isinstance(tree[key], dict | list) and fate < 0.85:
-        tree[key] = _value_changed(tree[key], chance)
-    elif fate < 0.9:
-        tree[key] = chance.choice(STRANGE)
-    elif isinstance(tree, dict) and fate < 0.95:
-        tree[chance.choice(("", "x", "__class__", "self", *keys))] = tree.pop(key)
-    else:
-        del tree[key]
-    return tree
 
 
 def _cell_changed(text: str, chance: random.Random) -> str:
@@ -216,15 +140,8 @@ def _state_changed(content: bytes, chance: random.Random, folder: Path) -> bytes
     if trapped:
         state[chance.choice(list(state))] = Trap(folder)
     buffer = io.BytesIO()
-    torch.save(state if trapped else _value_changed(state, chance), buffer)
+    torch.save(state if trapped else value_changed(state, chance), buffer)
     return seal(buffer.getvalue()) if trapped else buffer.getvalue()
-
-
-def _memory() -> int:
-    """The most that this process has had, in kilobytes."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":
