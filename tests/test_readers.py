@@ -147,6 +147,18 @@ def test_idx_files_with_any_damage(tmp_path, pack):
     check_damage(path, read_images, 16)
 
 
+def test_idx_files_of_any_size(tmp_path):
+    """Given as a path or with `idx:`, as they are or scaled."""
+    write_idx(tmp_path, pack=True)
+    for place in (tmp_path, f"idx:{tmp_path}"):
+        assert capsnet.open_dataset(place).image_shape == (1, 7, 9)
+        assert capsnet.open_dataset(place, "test", size=20, channels=3).image_shape == (3, 20, 20)
+    plain, colour = capsnet.open_dataset(tmp_path), capsnet.open_dataset(tmp_path, channels=3)
+    assert colour.images.equal(plain.images.expand(-1, 3, -1, -1))
+    with pytest.raises(capsnet.InputError, match="has no val pictures; there are: train, test"):
+        capsnet.open_dataset(tmp_path, "val")
+
+
 # smallNORB
 
 TRAINING = "smallnorb-5x46789x9x18x6x2x96x96-training"
@@ -352,15 +364,33 @@ def test_hub_sets_saved_on_disk(tmp_path, colours):
     assert len(test) == 3
 
 
+def test_hub_sets_of_any_size(tmp_path):
+    """Saved with splits or without, and given as a path or with `hub:`."""
+    place = saved(tmp_path / "set", train=[random(40, 20), random(30, 60), random(50, 50), random(44, 70)])
+    datasets.load_from_disk(tmp_path / "set")["train"].save_to_disk(tmp_path / "alone")
+    for name in (place, tmp_path / "set", tmp_path / "alone", f"hub:{tmp_path / 'alone'}"):
+        train, test = (capsnet.open_dataset(name, split, size=(16, 24)) for split in ("train", "test"))
+        assert train.images.shape == test.images.shape == (2, 1, 16, 24)
+        assert train.labels.sort().values.tolist() == test.labels.sort().values.tolist() == [0, 1]
+    assert capsnet.open_dataset(place).image_shape == (1, 42, 55)  # the median picture's
+    assert capsnet.open_dataset(place, channels=3).image_shape == (3, 42, 55)
+
+
 def test_hub_sets_that_cannot_be_used(tmp_path):
-    place = saved(tmp_path / "set", train=random(2, 4, 4))
-    with pytest.raises(capsnet.InputError, match="no split 'test'; there are: train"):
-        capsnet.open_dataset(place, "test")
-    mixed = saved(tmp_path / "mixed", train=[random(4, 4), random(5, 4)])
-    with pytest.raises(capsnet.InputError, match=r"picture 1 of .*, train has 4×5 pixels, but the first has 4×4"):
-        capsnet.open_dataset(mixed)
+    place = saved(tmp_path / "set", train=random(4, 4, 4), test=random(1, 4, 4))
+    with pytest.raises(capsnet.InputError, match="has no val pictures; there are: train, test"):
+        capsnet.open_dataset(place, "val")
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = {"img": [Image.fromarray(random(4, 4))] * 3, "label": [0, 1, None]}
+    datasets.DatasetDict(train=datasets.Dataset.from_dict(rows, features)).save_to_disk(tmp_path / "unlabelled")
+    with pytest.raises(capsnet.InputError, match=r"the class 'a' of .* has one picture"):
+        capsnet.open_dataset(tmp_path / "unlabelled")
+    rows = {name: values * 3 for name, values in rows.items()}
+    datasets.DatasetDict(train=datasets.Dataset.from_dict(rows, features)).save_to_disk(tmp_path / "unlabelled-too")
+    with pytest.raises(capsnet.InputError, match="has the label -1 in train; labels are 0 to 1"):
+        capsnet.open_dataset(tmp_path / "unlabelled-too")
     datasets.Dataset.from_dict({"img": [1], "label": [0]}).save_to_disk(tmp_path / "alone")
-    with pytest.raises(capsnet.InputError, match="no split 'train'; there are: none with a name"):
+    with pytest.raises(capsnet.InputError, match=r"no column of type Image; there are: img \(Value\), label \(Value\)"):
         capsnet.open_dataset(f"hub:{tmp_path}/alone")
     datasets.DatasetDict(train=datasets.Dataset.from_dict({"x": [1]})).save_to_disk(tmp_path / "numbers")
     with pytest.raises(capsnet.InputError, match=r"no column of type Image; there are: x \(Value\)"):
@@ -374,12 +404,14 @@ def test_hub_sets_that_cannot_be_used(tmp_path):
 
 def test_a_picture_that_is_only_named_is_not_looked_for(tmp_path, monkeypatch):
     Image.fromarray(random(4, 4)).save(tmp_path / "mine.png")
-    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a"])})
-    rows = {"img": [{"bytes": None, "path": str(tmp_path / "mine.png")}], "label": [0]}
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = {"img": [{"bytes": None, "path": str(tmp_path / "mine.png")}] * 4, "label": [0, 0, 1, 1]}
     # Saving would copy the file into the set; who means harm would not.
     monkeypatch.setattr(datasets.Image, "embed_storage", lambda self, storage, *_, **__: storage)
     datasets.DatasetDict(train=datasets.Dataset.from_dict(rows, features)).save_to_disk(tmp_path / "set")
-    with pytest.raises(capsnet.InputError, match=r"picture 0 of .* is not in the data set itself"):
+    with pytest.raises(
+        capsnet.InputError, match=r"none of the 4 pictures .* picture \d of .* is not in the data set itself"
+    ):
         capsnet.open_dataset(f"hub:{tmp_path}/set")
 
 
@@ -396,7 +428,7 @@ def test_hub_sets_with_any_damage(tmp_path):
                 capsnet.open_dataset(place)
         file.unlink()
         file.write_bytes(whole)
-    assert len(capsnet.open_dataset(place)) == 6
+    assert len(capsnet.open_dataset(place)) == 4
 
 
 def test_names_on_the_hub(monkeypatch):

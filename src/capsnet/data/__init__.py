@@ -1,5 +1,6 @@
 """Images in, batches out."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -69,14 +70,16 @@ def open_dataset(
 
     Raises `InputError`, naming what there is, for an unknown name or split, and if files are missing or damaged.
     """
-    if split not in SPLITS and (split != "val" or name in DATASETS):
+    if isinstance(name, Path):
+        name = os.path.join(".", name)  # so that no path is taken for a name
+    if split not in SPLITS and (split != "val" or not has_any_size(name)):
         raise InputError(f"unknown split {split!r}; there are: {', '.join(SPLITS)}")
     scaled = (None if size is None else check_size(size), None if channels is None else check_channels(channels))
-    kind, _, place = str(name).partition(":")
-    if isinstance(name, Path) or (name not in DATASETS and kind not in READERS):
-        if not Path(name).expanduser().exists() and not re.search(r"[/\\.]", str(name)):
-            raise InputError(f"unknown data set {str(name)!r}; there are: {AVAILABLE}")
-        return read_path(str(name), split, *scaled)
+    kind, _, place = name.partition(":")
+    if name not in DATASETS and kind not in READERS:
+        if not os.path.exists(os.path.expanduser(name)) and not re.search(r"[/\\.]", name):
+            raise InputError(f"unknown data set {name!r}; there are: {AVAILABLE}")
+        return read_path(name, split, *scaled)
     if name not in DATASETS and not place:
         raise InputError(f"{name!r} does not say where: {kind}:{PLACES[kind]}")
     if has_any_size(name):

@@ -4,6 +4,7 @@ A file (MATLAB 5) has one structure, `affNISTdata`; read are its `image` (1600, 
 row, and its `label_int` (1, N).
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def read_affnist(place: str, split: str) -> ImageSet:
     Of a folder of batches (`test_batches/1.mat`, …) all are read. Raises `InputError` if a file is missing, damaged or
     another.
     """
-    parts = [read_affnist_file(path) for path in _files(Path(place).expanduser(), split)]
+    parts = [read_affnist_file(path) for path in _files(Path(os.path.expanduser(place)), split)]
     images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return ImageSet(images, labels, tuple(str(digit) for digit in range(DIGITS)))
 

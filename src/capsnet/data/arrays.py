@@ -1,5 +1,6 @@
 """Images that lie in an array, which may be too large for memory, as one part of a user's set."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from capsnet.data.pictures import frame
 from capsnet.errors import InputError
 
 PIECE = 2**20
-"""Bytes that are read at a time, at least one image."""
+"""Bytes that are read, or made, at a time; at least one image."""
 
 Shape = tuple[int, int, int]
 Images = UInt8[np.ndarray, "some channels height width"]
@@ -37,7 +38,7 @@ class Arrays:
     def tasks(self, shape: Shape) -> Iterator[Callable[[], Images]]:
         if shape[0] != self.shape[0] and not {shape[0], self.shape[0]} <= {1, 3}:
             raise InputError(f"images of {self.shape[0]} channels cannot be made into images of {shape[0]}")
-        start = 0
+        start, step = 0, max(1, PIECE // math.prod(shape))  # images may be made larger
         for images in self.read():
             if self.rows is not None:
                 first, last = np.searchsorted(self.rows, [start, start + len(images)])
@@ -45,17 +46,17 @@ class Arrays:
                 images = images[self.rows[first:last] - (start - len(images))]
             if images.nbytes > PIECE:  # no more than one large image in memory, where as many wait as there are tasks
                 images = _fitted(images, shape)
-            if len(images):
-                yield partial(_fitted, images, shape)
+            for position in range(0, len(images), step):
+                yield partial(_fitted, images[position : position + step], shape)
 
 
-def _fitted(images: Images, shape: Shape) -> Images:
+def _fitted(images: Images, shape: Shape) -> UInt8[np.ndarray, "some bands rows columns"]:
     if images.shape[1:] == shape:
         return images
     return np.stack([_fit(image, shape) for image in images])
 
 
-def _fit(image: UInt8[np.ndarray, "channels height width"], shape: Shape) -> UInt8[np.ndarray, "channels height width"]:
+def _fit(image: UInt8[np.ndarray, "channels height width"], shape: Shape) -> UInt8[np.ndarray, "bands rows columns"]:
     """As `predict` frames the picture that this image would be; channels that make no picture, each for itself."""
     if len(image) == 3:
         return frame(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))), shape).numpy()

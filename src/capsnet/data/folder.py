@@ -1,9 +1,9 @@
 """A folder with a folder of pictures for each class, or with such folders in `train` and `test`."""
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 from PIL import Image
@@ -22,7 +22,7 @@ def read_folder(place: str, split: str, size: tuple[int, int] | None = None, cha
     same each time. Raises `InputError` if there are no classes, if one is empty, if train and test have other classes,
     or if more than one picture in a hundred is damaged.
     """
-    root = Path(place).expanduser()
+    root = Path(os.path.expanduser(place))
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
     files: list[PictureFile] = []
     others: Counter[str] = Counter()
@@ -36,23 +36,34 @@ def read_folder(place: str, split: str, size: tuple[int, int] | None = None, cha
                 else:
                     others[ending or "without an ending"] += 1
             if len(files) == before:
-                raise InputError(f"there are no pictures in the class folder {class_folder}")
-    endings_left_out = ", ".join(ending for ending, _ in others.most_common(3))
-    note = f"; {others.total():,} files left out that are no pictures ({endings_left_out})" if others else ""
-    return read_files(place, "folder", root, files, split, size, channels, note)
+                raise InputError(f"there are no pictures in the class folder {class_folder}{_left_out(others)}")
+    return read_files(place, "folder", root, files, split, size, channels, _left_out(others))
+
+
+def _left_out(endings: Counter[str]) -> str:
+    """What is told of files that are no pictures, or none that can be read."""
+    most = ", ".join(ending for ending, _ in endings.most_common(3))
+    return f"; {endings.total():,} files left out that are no pictures ({most})" if endings else ""
 
 
 def _splits(root: Path, place: str) -> list[tuple[str, Path]]:
     """Each split and its folder; of one, the set's own or `train`, nothing is said."""
-    folders = _folders(root)
-    named = [(split_named(folder.name), folder) for folder in folders]
-    splits = [(split, folder) for split, folder in named if split]
-    if not splits or len(splits) < len(folders):
-        return [("", root)]
-    for (split, folder), (other, twin) in pairwise(splits):
-        if split == other:
-            raise InputError(f"{place} has two folders to {split} on, {folder.name} and {twin.name}; leave one of them")
-    return splits
+    splits: dict[str, Path] = {}
+    others: list[Path] = []
+    for folder in _folders(root):
+        split = split_named(folder.name)
+        if not split:
+            others.append(folder)
+        elif splits.setdefault(split, folder) is not folder:
+            twins = f"{splits[split].name} and {folder.name}"
+            raise InputError(f"{place} has two folders to {split} on, {twins}; leave one of them")
+    if others and "train" in splits and len(splits) > 1:
+        raise InputError(
+            f"{place} has a folder {others[0].name} beside those to train and to test on; there should be only these, "
+            "or only class folders"
+        )
+    # Beside other classes, a train is a vehicle.
+    return list(splits.items()) if splits and not others else [("", root)]
 
 
 def _class_folders(folder: Path) -> list[Path]:
@@ -81,13 +92,21 @@ def _walk(folder: Path, name: str, above: frozenset[str] = frozenset()) -> Itera
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if not _visible(entry.name):
                     continue
-                own = f"{name}/{entry.name}"
-                if entry.is_dir():
+                own, state = f"{name}/{entry.name}", _state(entry)
+                if stat.S_ISDIR(state.st_mode):
                     yield from _walk(Path(entry.path), own, above | {real})
-                else:
-                    yield own, entry.stat()
+                elif stat.S_ISREG(state.st_mode) or stat.S_ISLNK(state.st_mode):  # reading a pipe would never end
+                    yield own, state
     except OSError as error:
         raise InputError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
+
+
+def _state(entry: os.DirEntry[str]) -> os.stat_result:
+    """Of a link that leads nowhere its own; so it is told, and counts, like any picture that cannot be read."""
+    try:
+        return entry.stat()
+    except OSError:
+        return entry.stat(follow_symlinks=False)
 
 
 def _visible(name: str) -> bool:

@@ -42,8 +42,8 @@ def read_hub(place: str, split: str, size: tuple[int, int] | None = None, channe
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether the folder is a set saved with `DatasetDict.save_to_disk`."""
-    return (folder / "dataset_dict.json").is_file()
+    """Whether the folder is a set saved with `save_to_disk`, with splits or without."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
 
 
 def _describe(place: str, tables: Mapping[str, Any]) -> Source:
@@ -103,8 +103,8 @@ def _open(place: str) -> dict[str, Any]:
     """A table for each split that is to train, to validate or to test on."""
     import datasets
 
-    folder = Path(place).expanduser()
-    saved = folder.is_dir()
+    folder = Path(os.path.expanduser(place))
+    saved = os.path.isdir(folder)
     if not saved and (place.startswith((".", "~", "/")) or place.count("/") > 1):
         raise InputError(f"there is no folder {place}")
     try:
@@ -114,12 +114,12 @@ def _open(place: str) -> dict[str, Any]:
             name, _, configuration = place.partition(":")
             name, usual = SHORT_NAMES.get(name, (name, None))
             found = datasets.load_dataset(name, configuration or usual)
-        splits = {str(name): found[name] for name in found} if isinstance(found, datasets.DatasetDict) else {}
+        splits: dict[Any, Any] = dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
     except Exception as error:  # its documentation names none; of a damaged set it raises whatever it stumbles over
         raise _refused(place, error) from None
-    tables = {use: splits[name] for name in splits if (use := split_named(name))}
+    tables = {use: splits[name] for name in splits if (use := split_named(str(name)))}
     if not tables:
-        there = ", ".join(splits) or "none with a name; save a DatasetDict"
+        there = ", ".join(map(str, splits)) or "none"
         raise InputError(f"the data set {place} has no split called train or test; there are: {there}")
     return tables
 

@@ -1,6 +1,7 @@
 """IDX files, the format of MNIST, Fashion-MNIST, KMNIST and EMNIST: a big-endian header, then unsigned bytes."""
 
 import math
+import os
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -102,8 +103,8 @@ def _read_header(content: Bytes, dimensions: int) -> tuple[int, ...]:
 
 
 def _find(place: str, split: str, kind: str) -> Path:
-    path = Path(place).expanduser()
-    folder, prefix = (path, "") if path.is_dir() else (path.parent, f"{path.name}-")
+    path = Path(os.path.expanduser(place))
+    folder, prefix = (path, "") if os.path.isdir(path) else (path.parent, f"{path.name}-")
     pattern = _pattern(split, kind, prefix)
     found = sorted(file for file in folder.glob("*") if pattern.fullmatch(file.name))
     if not found:

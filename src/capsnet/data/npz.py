@@ -4,7 +4,9 @@ They are read a few images at a time, so an archive may be larger than memory, a
 """
 
 import contextlib
+import io
 import math
+import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from capsnet.data.image_set import ImageSet
 from capsnet.data.pictures import MAX_PIXELS
 from capsnet.data.prepared import Part, Source, prepared
 from capsnet.data.splits import DRAWN, NAMES, draw_test, in_order, with_test
-from capsnet.errors import InputError
+from capsnet.errors import InputError, gist
 
 IMAGES = ("images", "x", "data", "image", "imgs")
 LABELS = ("labels", "y", "label", "targets", "target")
@@ -70,7 +72,7 @@ def read_npz(place: str, split: str, size: tuple[int, int] | None = None, channe
     The arrays are called `images` and `labels` (`x`, `y`), or `x_train`, `train_images`, `y_test`, …; labels are one
     number or name an image, or one-hot. Raises `InputError` if the file is damaged or holds anything else.
     """
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))
     try:
         state = path.stat()
     except OSError as error:
@@ -82,6 +84,7 @@ def read_npz(place: str, split: str, size: tuple[int, int] | None = None, channe
 def _describe(path: Path, place: str) -> Source:
     arrays = _list(path)
     pairs = _pairs(path, arrays)
+    shapes = {split: _image_shape(images) for split, (images, _) in pairs.items()}
     values = {split: _read_labels(labels) for split, (_, labels) in pairs.items()}
     for split, (images, labels) in pairs.items():
         if images.shape[0] != len(values[split]):
@@ -89,7 +92,6 @@ def _describe(path: Path, place: str) -> Source:
                 f"{images.name} holds {images.shape[0]:,} images, but {labels.name} {len(values[split]):,}"
             )
     class_names, numbers = _classes(values)
-    shapes = {split: _image_shape(images) for split, (images, _) in pairs.items()}
     if len(set(shapes.values())) > 1:
         sizes = " and ".join(f"{'×'.join(map(str, shape))} in {split}" for split, shape in shapes.items())
         raise InputError(f"the images of {path} are of different shapes: {sizes}")
@@ -114,13 +116,13 @@ def _pairs(path: Path, arrays: Mapping[str, Stored]) -> dict[str, tuple[Stored, 
     pairs = {}
     for split, spellings in {**NAMES, "": ("",)}.items():
         images, labels = (_named(folded, things, spellings) for things in (IMAGES, LABELS))
+        if pairs and not split:
+            break  # what lies beside arrays with a split, as names of the classes may, is not looked at
         if images and labels:
             pairs[split] = (images, labels)
-        elif images or labels:
-            found, lacking = (images, LABELS[0]) if images else (labels, IMAGES[0])
-            raise InputError(f"{found.name} is there, but the {lacking} that go with it are not" if found else "")
-    if "" in pairs and len(pairs) > 1:
-        del pairs[""]
+        elif found := images or labels:
+            lacking = (LABELS if images else IMAGES)[0]
+            raise InputError(f"{found.name} is there, but the {lacking} that go with it are not")
     if "train" in pairs and len(pairs) == 1:
         return {"": pairs["train"]}
     if not pairs:
@@ -228,10 +230,7 @@ def _list(path: Path) -> dict[str, Stored]:
         for member in archive.infolist():
             if not member.filename.endswith(".npy"):
                 continue
-            if member.compress_type not in (
-                zipfile.ZIP_STORED,
-                zipfile.ZIP_DEFLATED,
-            ):  # these cannot be unpacked in parts
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack all at once
                 raise InputError(f"{path} is not packed as NumPy packs: {member.filename}")
             with archive.open(member) as file:
                 shape, fortran, dtype = _read_header(file)
@@ -242,7 +241,7 @@ def _list(path: Path) -> dict[str, Stored]:
     return arrays
 
 
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _read_header(file: IO[bytes] | io.BufferedIOBase) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file)
@@ -262,4 +261,4 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
     except Exception as error:  # of a damaged archive zipfile and NumPy raise whatever they stumble over
-        raise InputError(f"{path} is damaged or no .npz file: {str(error) or type(error).__name__}") from None
+        raise InputError(f"{path} is damaged or no .npz file: {gist(error)}") from None

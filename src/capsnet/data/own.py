@@ -1,5 +1,6 @@
 """A user's own images: what is at a path says how it is read."""
 
+import os
 import re
 from pathlib import Path
 
@@ -19,15 +20,11 @@ LARGEST_SIZE = 4096
 
 def read_path(place: str, split: str, size: tuple[int, int] | None, channels: int | None) -> ImageSet:
     """The images at a path. Raises `InputError` if there is nothing, or nothing of which images are known to come."""
-    path = Path(place).expanduser()
-    try:
-        folder, file = path.is_dir(), path.is_file()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{place!r} is no path: {error}") from None
-    if folder:
+    path = Path(os.path.expanduser(place))
+    if os.path.isdir(path):
         read = read_hub if is_saved(path) else read_idx if has_idx(path) else read_folder
         return read(place, split, size, channels)
-    if not file:
+    if not os.path.isfile(path):
         raise InputError(f"there is no file or folder {place}")
     if path.suffix.lower() not in READERS:
         raise InputError(f"{place} is neither a folder nor a file of the kinds that are known: {', '.join(READERS)}")

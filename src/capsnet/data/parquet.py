@@ -5,7 +5,8 @@ process; what is wrong with a file it raises. It is given no chance to make much
 """
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ MAX_BYTES = 2**30
 """Of the columns that are read, unpacked."""
 BATCH = 1000
 
+Rows = Callable[[Sequence[int]], Iterator[tuple[str, list[str]]]]
+"""Given the positions of columns: for each row what to call it, and its values in these columns as text."""
 
-def read_parquet(path: Path, wanted: set[str]) -> tuple[list[str], Iterator[tuple[str, Sequence[str]]]]:
-    """Names of all columns; then the rows, each with what to call it, as text. Columns not `wanted` are left empty.
 
-    Names in `wanted` are in lower case. Raises `InputError` if Arrow is not installed or the file is damaged.
+def read_parquet(path: Path) -> tuple[list[str], Rows]:
+    """Names of all columns, and how to read some of them.
+
+    Raises `InputError` if Arrow is not installed, if the file is damaged, and for columns that are no text or numbers.
     """
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(
@@ -30,26 +34,35 @@ def read_parquet(path: Path, wanted: set[str]) -> tuple[list[str], Iterator[tupl
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        columns = list(file.schema_arrow.names)
+        schema = file.schema_arrow
     except Exception as error:
         raise _refused(path, error) from None
-    return columns, _rows(path, file, columns, [name for name in columns if name.casefold() in wanted])
+    return list(schema.names), partial(_rows, path, file, schema)
 
 
-def _rows(path: Path, file: Any, columns: list[str], chosen: list[str]) -> Iterator[tuple[str, Sequence[str]]]:
+def _rows(path: Path, file: Any, schema: Any, chosen: Sequence[int]) -> Iterator[tuple[str, list[str]]]:
     try:
-        _check_size(path, file.metadata, set(chosen))
+        names = [_check_type(path, schema.field(column)) for column in chosen]
+        _check_size(path, file.metadata, set(names))
         number = 0
-        for batch in file.iter_batches(BATCH, columns=chosen):
+        for batch in file.iter_batches(BATCH, columns=names):
             batch.validate(full=True)
-            values = {name: batch.column(name).to_pylist() for name in chosen}
-            for row in range(batch.num_rows):
+            for values in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
                 number += 1
-                yield f"row {number}", [_text(values[name][row]) if name in values else "" for name in columns]
+                yield f"row {number}", [_text(value) for value in values]
     except InputError:
         raise
     except Exception as error:
         raise _refused(path, error) from None
+
+
+def _check_type(path: Path, field: Any) -> str:
+    """The column's name."""
+    from pyarrow import types
+
+    if types.is_nested(field.type) or types.is_binary(field.type) or types.is_large_binary(field.type):
+        raise InputError(f"the column {field.name!r} of {path} holds {field.type}; it should hold text or numbers")
+    return field.name
 
 
 def _check_size(path: Path, metadata: Any, chosen: set[str]) -> None:
@@ -61,13 +74,14 @@ def _check_size(path: Path, metadata: Any, chosen: set[str]) -> None:
 
 
 def _text(value: object) -> str:
-    if value is None:
+    """Nothing for what is missing, be it null or NaN."""
+    if value is None or value != value:
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _refused(path: Path, error: Exception) -> InputError:
-    """An Arrow error names no class that damage does not leave: it raises whatever it stumbles over."""
+    """Of a damaged file Arrow raises whatever it stumbles over."""
     if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
         return InputError(f"{path} cannot be read: {error.strerror}")
     return InputError(f"{path} is damaged or no Parquet file: {gist(error)}")

@@ -33,7 +33,7 @@ _LARGE = threading.Lock()
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "SGI", "TGA", "TIFF", "WEBP")
 """By Pillow's names. Not among them is what is no picture but a program that draws one (EPS)."""
 
-GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
+GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
 
 
 def measure_framing(image_set: ImageSet, sample: int = 1000) -> Framing:
@@ -110,7 +110,7 @@ def measure_picture(source: Path | io.BytesIO, name: str) -> tuple[int, int, boo
     with quiet_pillow(), _opened(source, name, MAX_PIXELS, FORMATS) as picture:
         turned = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         width, height = reversed(picture.size) if turned else picture.size
-        return height, width, picture.mode in GREY_MODES and not picture.has_transparency_data
+        return height, width, picture.mode in GREY_MODES
 
 
 @contextlib.contextmanager
@@ -158,6 +158,7 @@ def _as_seen(picture: Image.Image) -> Image.Image:
 
     No step holds more than two copies of a picture.
     """
+    grey = picture.mode in GREY_MODES
     picture.load()
     ImageOps.exif_transpose(picture, in_place=True)
     picture = _reduced(picture)
@@ -169,7 +170,7 @@ def _as_seen(picture: Image.Image) -> Image.Image:
         picture = _in_bytes(values, white=1 if highest <= 1 else 255)
     if picture.has_transparency_data:
         picture = _on_paper(_as_mode(picture, "RGBA"))
-    return _as_mode(picture, "L" if picture.mode in ("1", "L") else "RGB")
+    return _as_mode(picture, "L" if grey else "RGB")
 
 
 def _times_too_large(picture: Image.Image) -> int:

@@ -234,7 +234,7 @@ class Damaged:
         self.count += 1
         if self.count > MAX_DAMAGED * self.total:
             raise InputError(
-                f"more than {MAX_DAMAGED:.0%} of the {self.total:,} pictures of {self.place} cannot be read, "
+                f"more than {100 * MAX_DAMAGED:.0f} % of the {self.total:,} pictures of {self.place} cannot be read, "
                 f"the last one: {error}"
             )
         return f"left out: {error}" if self.count <= MAX_NAMED else None

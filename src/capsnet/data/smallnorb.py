@@ -5,6 +5,7 @@ more sizes), then the numbers.
 """
 
 import math
+import os
 import struct
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def _halved(
 
 
 def _find(place: str, split: str, kind: str) -> Path:
-    folder = Path(place).expanduser()
+    folder = Path(os.path.expanduser(place))
     ending = f"{SPLIT_NAMES[split]}-{kind}.mat"
     for path in sorted([*folder.glob(f"smallnorb-*-{ending}"), *folder.glob(f"smallnorb-*-{ending}.gz")]):
         return path

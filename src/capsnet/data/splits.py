@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Int64
@@ -50,9 +51,11 @@ def draw_test(
     Raises `InputError` if a class has one picture only.
     """
     order = shuffled(keys)
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    starts = np.searchsorted(labels[by_class], np.arange(len(class_names) + 1))
     tested = np.zeros(len(keys), bool)
-    for number, name in enumerate(class_names):
-        own = order[labels[order] == number]
+    for name, (start, end) in zip(class_names, pairwise(starts), strict=True):
+        own = by_class[start:end]
         if len(own) == 1:
             raise InputError(f"the class {name!r} of {place} has one picture; it takes one to train and one to test on")
         tested[own[: max(1, round(TEST_SHARE * len(own)))]] = len(own) > 0
@@ -88,14 +91,16 @@ def check_classes(
             others = [other for other in labels if (labels[other] == missing[0]).any()]
             raise InputError(
                 f"the class {class_names[missing[0]]!r} of {place} has no pictures in {split}"
-                + (f", but has in {others[0]}; train and test must show the same classes" if others else "")
+                + (f", but has in {others[0]}; each must show the same classes" if others else "")
             )
 
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Names of classes as people sort them: 2 before 10."""
 
-    def parts(name: str) -> tuple[list[tuple[str, int]], str]:
-        return [(text.casefold(), int(number or -1)) for text, number in re.findall(r"(\D*)(\d*)", name)], name
+    def parts(name: str) -> tuple[list[tuple[str, int, str]], str]:
+        # Numbers by their length, then by their digits: Python makes none of more than 4,300.
+        found = re.findall(r"(\D*)0*(\d*)", name)
+        return [(text.casefold(), len(digits), digits) for text, digits in found], name
 
     return sorted(names, key=parts)

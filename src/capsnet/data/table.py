@@ -2,12 +2,12 @@
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from capsnet.data.files import PictureFile, read_files
 from capsnet.data.image_set import ImageSet
-from capsnet.data.parquet import read_parquet
+from capsnet.data.parquet import Rows, read_parquet
 from capsnet.data.splits import NAMES, split_named
 from capsnet.errors import InputError
 
@@ -21,8 +21,6 @@ SPLITS = ("split", "set", "subset", "partition")
 
 LONGEST_LINE = 2**20
 
-Row = Sequence[str]
-
 
 def read_table(place: str, split: str, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageSet:
     """The pictures named in a `.csv`, `.tsv` or `.parquet` file, with paths from that file on, as images of one size.
@@ -31,45 +29,46 @@ def read_table(place: str, split: str, size: tuple[int, int] | None = None, chan
     known by their names. Raises `InputError` if they cannot be told, if a picture is missing or has no label, or as
     `read_folder` does.
     """
-    path = Path(place).expanduser()
-    parquet = path.suffix.lower() == ".parquet"
-    columns, rows = read_parquet(path, {*PATHS, *LABELS, *SPLITS}) if parquet else _read_csv(path)
-    files = list(_files(path, columns, rows).values())
+    path = Path(os.path.expanduser(place))
+    read = read_parquet if path.suffix.lower() == ".parquet" else _read_csv
+    files = list(_files(path, *read(path)).values())
     if not files:
         raise InputError(f"there are no pictures in {path}")
     return read_files(place, "table", path.parent, files, split, size, channels)
 
 
-def _files(path: Path, columns: list[str], rows: Iterable[tuple[str, Row]]) -> dict[str, PictureFile]:
+def _files(path: Path, columns: Sequence[str], rows: Rows) -> dict[str, PictureFile]:
     """By name: a picture that stands in a table twice is one, if the table says the same of it."""
-    picture, label = _column(path, columns, PATHS, "picture paths"), _column(path, columns, LABELS, "labels")
-    said = next((columns.index(name) for name in columns if name.casefold() in SPLITS), None)
+    chosen = [_column(path, columns, PATHS, "picture paths"), _column(path, columns, LABELS, "labels")]
+    said = _find(columns, SPLITS)
     files: dict[str, PictureFile] = {}
-    for where, row in rows:
-        if len(row) != len(columns):
-            raise InputError(f"{path}, {where}: there are {len(row)} values for {len(columns)} columns")
-        name, class_name = row[picture].strip(), row[label].strip()
+    for where, row in rows(chosen if said is None else [*chosen, said]):
+        name, class_name, *given = (value.strip() for value in row)
         if not name or not class_name:
             raise InputError(f"{path}, {where}: there is no {'label for ' + name if name else 'picture path'}")
-        split = "" if said is None else split_named(row[said])
+        split = split_named(given[0]) if given else ""
         if split is None:
             known = ", ".join(name for names in NAMES.values() for name in names)
-            raise InputError(f"{path}, {where}: the split is {row[said or 0]!r}; there are: {known}")
+            raise InputError(f"{path}, {where}: the split is {given[0]!r}; there are: {known}")
         file = PictureFile(name, class_name, split, _state(path, where, name))
         if files.setdefault(name, file)[:3] != file[:3]:
             raise InputError(f"{path}, {where}: {name} stands there with another label or split before")
     return files
 
 
-def _column(path: Path, columns: list[str], names: tuple[str, ...], what: str) -> int:
+def _column(path: Path, columns: Sequence[str], names: tuple[str, ...], what: str) -> int:
+    found = _find(columns, names)
+    if found is None:
+        raise InputError(
+            f"{path} has no column that is known to hold {what}; it should have one called {names[0]!r}, and has: "
+            f"{', '.join(map(repr, columns)) or 'none'}"
+        )
+    return found
+
+
+def _find(columns: Sequence[str], names: tuple[str, ...]) -> int | None:
     folded = [name.casefold() for name in columns]
-    for name in names:
-        if folded.count(name) == 1:
-            return folded.index(name)
-    raise InputError(
-        f"{path} has no column that is known to hold {what}; its columns are {', '.join(map(repr, columns))}, "
-        f"and one should be called {names[0]!r}"
-    )
+    return next((folded.index(name) for name in names if folded.count(name) == 1), None)
 
 
 def _state(path: Path, where: str, name: str) -> os.stat_result:
@@ -79,22 +78,24 @@ def _state(path: Path, where: str, name: str) -> os.stat_result:
         raise InputError(f"{path}, {where}: there is no picture {path.parent / name}") from None
 
 
-def _read_csv(path: Path) -> tuple[list[str], Iterator[tuple[str, Row]]]:
+def _read_csv(path: Path) -> tuple[list[str], Rows]:
     lines = _lines(path)
     first = next(lines, "")
     separator = max(",;\t", key=first.count)  # spreadsheets write what their language has for a comma
+    columns = next(csv.reader([first], delimiter=separator), [])
 
-    def rows() -> Iterator[tuple[str, Row]]:
+    def rows(chosen: Sequence[int]) -> Iterator[tuple[str, list[str]]]:
         reader = csv.reader(lines, delimiter=separator)
         try:
-            for row in reader:
-                if row:
-                    yield f"line {reader.line_num + 1}", row
+            for row in filter(None, reader):
+                where = f"line {reader.line_num + 1}"
+                if len(row) != len(columns):
+                    raise InputError(f"{path}, {where}: there are {len(row)} values for {len(columns)} columns")
+                yield where, [row[column] for column in chosen]
         except csv.Error as error:
             raise InputError(f"{path}, line {reader.line_num + 1}: {error}") from None
 
-    columns = next(csv.reader([first], delimiter=separator), [])
-    return [name.strip() for name in columns], rows()
+    return [name.strip() for name in columns], rows
 
 
 def _lines(path: Path) -> Iterator[str]:
