@@ -16,7 +16,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -59,8 +59,8 @@ def save(model: Model, path: str | Path, **sections: Any) -> None:
         return
     folder = Path(path)
     make_folder(folder)
-    write_config(folder, model, **sections)
-    save_weights(model, folder)
+    config = _as_bytes(_described(model, sections))
+    _write_together({folder / CONFIG: config, folder / WEIGHTS: _weights(model)})
 
 
 def load(path: str | Path, *, stem: nn.Module | None = None) -> Model:
@@ -172,12 +172,20 @@ def push(path: str | Path, place: str | Path, *, private: bool = False) -> str:
 
 
 def save_weights(model: Model, folder: Path) -> None:
+    write_atomically(folder / WEIGHTS, _weights(model))
+
+
+def _weights(model: Model) -> bytes:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(folder / WEIGHTS, safetensors.torch.save(tensors))
+    return safetensors.torch.save(tensors)
 
 
 def write_config(folder: Path, model: Model, **sections: Any) -> None:
-    write_json(folder / CONFIG, {"model": {"name": model_name(model), "config": model.config}, **sections})
+    write_json(folder / CONFIG, _described(model, sections))
+
+
+def _described(model: Model, sections: dict[str, Any]) -> dict[str, Any]:
+    return {"model": {"name": model_name(model), "config": model.config}, **sections}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -202,7 +210,11 @@ def make_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomically(path, _as_bytes(content))
+
+
+def _as_bytes(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -231,16 +243,25 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file as a whole or not at all. Raises `InputError` if it cannot be written (disk full, read-only)."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _write_together({path: content})
+
+
+def _write_together(contents: Mapping[Path, bytes | memoryview]) -> None:
+    """Files of one folder, of which none is replaced before all are written."""
+    partials = {path: path.with_name(f".{path.name}.{os.getpid()}.partial") for path in contents}
+    path = next(iter(contents))
     try:
         try:
-            with open(partial, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
+            for path, content in contents.items():
+                with open(partials[path], "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            for path, partial in partials.items():
+                os.replace(partial, path)
         finally:
-            partial.unlink(missing_ok=True)
+            for partial in partials.values():
+                partial.unlink(missing_ok=True)
         _flush_folder(path.parent)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; what was saved before is intact") from None
