@@ -311,6 +311,7 @@ def test_what_it_costs_is_computed_from_measured_steps(tmp_path):
         for name in VARIANTS
         for task in ("images-625", "digits")
     ]
+    (tmp_path / "spatial").mkdir()
     runs.write_json(tmp_path / "spatial" / "cost.json", {"environment": {"device": "x"}, "steps": steps})
     cost = read_cost(tmp_path)
     assert step_rows(Records([]), cost)[0][1:] == ["–", "36 (30–50)", "36 (30–50)", "0"]
