@@ -32,7 +32,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        write_atomically(Path(path), seal(buffer.getvalue()))
+        _seal(buffer)
+        write_atomically(Path(path), buffer.getbuffer())
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
@@ -55,10 +56,20 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 def seal(archive: bytes) -> bytes:
     """A ZIP file without a comment gets its SHA-256 as one. The last two bytes are the comment's length."""
-    body = archive[:-2] + DIGITS.to_bytes(2, "little")
-    return body + hashlib.sha256(body).hexdigest().encode()
+    buffer = io.BytesIO(archive)
+    _seal(buffer)
+    return buffer.getvalue()
+
+
+def _seal(archive: io.BytesIO) -> None:
+    """Where it lies: a large model's checkpoint is most of the memory there is, and none for copies."""
+    with archive.getbuffer() as body:
+        body[-2:] = DIGITS.to_bytes(2, "little")
+        digest = hashlib.sha256(body).hexdigest()
+    archive.seek(0, io.SEEK_END)
+    archive.write(digest.encode())
 
 
 def is_sealed(content: bytes) -> bool:
-    body, comment = content[:-DIGITS], content[-DIGITS:]
+    body, comment = memoryview(content)[:-DIGITS], content[-DIGITS:]
     return hashlib.sha256(body).hexdigest().encode() == comment

@@ -241,7 +241,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     return rows
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Replace a file as a whole or not at all. Raises `InputError` if it cannot be written (disk full, read-only)."""
     _write_together({path: content})
 
