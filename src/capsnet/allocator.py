@@ -1,5 +1,6 @@
 """Large buffers without page faults."""
 
+import contextlib
 import ctypes
 import math
 import sys
@@ -39,6 +40,16 @@ def tune_allocator() -> bool:
     with _lock:
         _spare = (_spare or []) if done else None
     return done
+
+
+def give_back() -> None:
+    """Return freed memory to the system now; without glibc, whenever the C library does.
+
+    glibc keeps what each thread has freed apart: of several threads that took turns at something large, each would keep
+    as much.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def large_empty(*shape: int) -> Tensor:

@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from capsnet.allocator import give_back
 from capsnet.data.framing import Framing
 from capsnet.data.image_set import ImageSet
 from capsnet.errors import InputError, gist
@@ -189,6 +190,7 @@ def _turn_of(picture: Image.Image) -> Iterator[None]:
             yield
         finally:
             picture.close()
+            give_back()
 
 
 def _reduced(picture: Image.Image) -> Image.Image:
