@@ -42,9 +42,11 @@ def main() -> None:
     parser.add_argument("--mutations", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", choices=[*KINDS, *BOMBS], help="one kind of data, or one bomb, alone")
+    parser.add_argument("--no-bombs", action="store_true", help="not those, which take seconds each")
     parser.add_argument("--only", type=int, help="the mutation of this number alone")
     chosen = parser.parse_args()
-    names = mutations_of([chosen.kind] if chosen.kind else [*KINDS, *BOMBS], chosen.mutations)
+    kinds = [chosen.kind] if chosen.kind else [*KINDS, *([] if chosen.no_bombs else BOMBS)]
+    names = mutations_of(kinds, chosen.mutations)
     numbers = range(len(names)) if chosen.only is None else range(chosen.only, chosen.only + 1)
     with tempfile.TemporaryDirectory() as folder:
         report(fuzz(Path(folder), names, numbers, chosen.seed))

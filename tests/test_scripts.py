@@ -3,12 +3,16 @@
 import json
 import os
 import pickle
+import random
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
+import fuzz_data
 import fuzz_runs
+import fuzzing
 import kill_runs
 import pytest
 import scaling
@@ -88,12 +92,86 @@ def test_damaged_run_folders_are_refused_in_one_line(tmp_path):
 
 def test_what_is_executed_raised_or_hangs_would_be_found(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
-        fuzz_runs.refused(lambda: 1 / 0)
-    monkeypatch.setattr(fuzz_runs, "SECONDS", 1)
-    with pytest.raises(TimeoutError):
-        fuzz_runs.refused(lambda: time.sleep(3))
-    pickle.loads(pickle.dumps(fuzz_runs.Trap(tmp_path)))
-    assert (tmp_path / fuzz_runs.EXECUTED).exists()
+        fuzzing.refused(lambda: 1 / 0)
+    with pytest.raises(AssertionError, match="not in one line"):
+        fuzzing.refused(lambda: raised(capsnet.InputError("one\ntwo")))
+    monkeypatch.setattr(fuzzing, "PATIENCE", 1)
+    with pytest.raises(fuzzing.HangError):
+        fuzzing.refused(hidden_hang)
+    pickle.loads(pickle.dumps(fuzzing.Trap(tmp_path)))
+    assert (tmp_path / fuzzing.EXECUTED).exists()
+
+
+def raised(error):
+    raise error
+
+
+def hidden_hang():
+    """As a reader may hang that takes any error for a sign of damage."""
+    try:
+        time.sleep(3)
+    except Exception as error:
+        raise capsnet.InputError(str(error)) from None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_damaged_data_is_refused_in_one_line():
+    script = Path(fuzz_data.__file__)
+    arguments = ("--mutations", "300", "--seed", "7", "--no-bombs")
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = [line.rsplit(maxsplit=2)[1:] for line in done.stdout.splitlines()[:-1]]
+    assert sum(int(count) for _, count in counts) == 300
+    assert sum(int(count) for outcome, count in counts if outcome == "refused") > 150
+
+
+@pytest.mark.parametrize("bomb", ["bomb, idx, many labels", "bomb, affnist, many fields"])
+def test_a_small_file_does_not_become_large(tmp_path, bomb):
+    used = sum(peak(use) for use in fuzz_data.BOMBS[bomb](random.Random(0), tmp_path))
+    assert used < 300 * 2**20
+
+
+def peak(use):
+    """Bytes that Python and NumPy held at a time while the set was refused."""
+    tracemalloc.start()
+    try:
+        assert fuzzing.refused(use)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+# Each does to the process what no file may.
+HARMFUL = """
+import os, sys, time
+from pathlib import Path
+import fuzzing
+trap = Path(sys.argv[1]) / fuzzing.EXECUTED
+fuzzing.PATIENCE, fuzzing.GRACE, fuzzing.GIGABYTE = 1, 0, 2**17
+held = []
+crash, hang, grow = lambda: os.kill(os.getpid(), 11), lambda: time.sleep(60), lambda: held.append(b"x" * 2**28)
+works = [lambda: None, trap.touch, crash, hang, grow, lambda: None]
+def prepare(tell):
+    return lambda number: works[number]() or "accepted"
+names = ["nothing", "trap", "crash", "hang", "memory", "nothing"]
+fuzzing.report(fuzzing.in_children(prepare, names, range(6), trap))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_process_that_ends_hangs_grows_or_executes_is_told_and_the_rest_done(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", HARMFUL, tmp_path],
+        **{"capture_output": True, "text": True, "timeout": 120, "cwd": Path(fuzzing.__file__).parent},
+    )
+    assert done.returncode == 1
+    assert done.stdout.split() == ["nothing", "accepted", "2"]
+    told = done.stderr.splitlines()
+    assert told[0] == "mutation 1 (trap): executed"
+    assert told[1] == "mutation 2 (crash): the process ended with status -11"
+    assert told[2] == "mutation 3 (hang): it hangs"
+    assert told[3].startswith("mutation 4 (memory): 2.")
+    assert told[4] == "4 of 6 mutations failed"
 
 
 def test_the_ring_sends_each_gradient_almost_twice():
