@@ -13,8 +13,10 @@ from typing import Any
 from capsnet.errors import InputError, gist
 
 MAX_ROWS = 2**24
-MAX_BYTES = 2**30
+MAX_BYTES = 2**28
 """Of the columns that are read, unpacked."""
+MAX_TEXT = 2**14
+"""Bytes of a value: a file names a long text once, and many rows may point to it."""
 BATCH = 1000
 
 Rows = Callable[[Sequence[int]], Iterator[tuple[str, list[str]]]]
@@ -44,9 +46,11 @@ def _rows(path: Path, file: Any, schema: Any, chosen: Sequence[int]) -> Iterator
     try:
         names = [_check_type(path, schema.field(column)) for column in chosen]
         _check_size(path, file.metadata, set(names))
-        number = 0
+        number, file = 0, _packed(path, schema, names)
         for batch in file.iter_batches(BATCH, columns=names):
             batch.validate(full=True)
+            for name in names:
+                _check_texts(path, batch.column(name))
             for values in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
                 number += 1
                 yield f"row {number}", [_text(value) for value in values]
@@ -71,6 +75,27 @@ def _check_size(path: Path, metadata: Any, chosen: set[str]) -> None:
     size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in chosen)
     if metadata.num_rows > MAX_ROWS or size > MAX_BYTES:
         raise InputError(f"{path} speaks of {metadata.num_rows:,} rows and {size:,} bytes; it is damaged or too large")
+
+
+def _packed(path: Path, schema: Any, names: Sequence[str]) -> Any:
+    """The file, of which each text is read once, however many rows have it."""
+    import pyarrow.parquet
+    from pyarrow import types
+
+    texts = [name for name in names if types.is_string(schema.field(name).type)]
+    return pyarrow.parquet.ParquetFile(path, read_dictionary=texts)
+
+
+def _check_texts(path: Path, column: Any) -> None:
+    import pyarrow.compute
+    from pyarrow import types
+
+    compute: Any = pyarrow.compute  # whose functions are made when it is imported
+    values = column.dictionary if types.is_dictionary(column.type) else column
+    if types.is_string(values.type) or types.is_large_string(values.type):
+        longest = compute.max(compute.binary_length(values)).as_py() or 0
+        if longest > MAX_TEXT:
+            raise InputError(f"{path} holds a text of {longest:,} bytes, which is neither a path nor a label")
 
 
 def _text(value: object) -> str:
