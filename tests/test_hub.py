@@ -1,5 +1,6 @@
 """Models on the Hugging Face hub: the real library, against a small hub of our own on this machine."""
 
+import json
 import os
 import socket
 import subprocess
@@ -82,8 +83,11 @@ def test_what_was_fetched_is_there_without_a_network(hub, model):
     with pytest.raises(capsnet.InputError, match="the hub cannot be reached") as told:
         capsnet.load("hub:someone/letters")
     assert "\n" not in str(told.value)
-    with pytest.raises(capsnet.InputError, match="cannot push to hub:someone/digits: the hub cannot be reached"):
+    with pytest.raises(
+        capsnet.InputError, match="cannot push to hub:someone/digits: the hub cannot be reached"
+    ) as told:
         capsnet.save(model, "hub:someone/digits")
+    assert "copy" not in str(told.value)
 
 
 def test_push_and_the_commands_that_take_a_run(hub, capsys, tmp_path, monkeypatch):
@@ -130,6 +134,31 @@ def test_the_card_of_a_model_without_a_report_promises_nothing():
     assert "8×8 pixels, 3 channels" in card
     assert "error" not in card
     assert "metrics" not in card
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        ("/home/jane/private/shapes", "shapes"),
+        ("~/shapes/", "shapes"),
+        ("../../jane/table.csv", "table.csv"),
+        ("idx:/home/jane/fashion", "idx:fashion"),
+        ("hub:/home/jane/saved", "hub:saved"),
+        ("hub:uoft-cs/cifar10:plain", "hub:uoft-cs/cifar10:plain"),
+        ("C:\\Users\\jane\\shapes", "shapes"),
+        ("mnist", "mnist"),
+    ],
+)
+def test_where_a_users_files_lie_is_not_published(hub, model, tmp_path, data, shown):
+    capsnet.save(model, tmp_path / "run", command={"data": data, "width": 1.0})
+    runs.write_json(tmp_path / "run" / runs.REPORT, {"test_error": 2.0, "test_errors": 1, "test_images": 50})
+    runs.push(tmp_path / "run", "hub:someone/shapes")
+    _, files = hub.files("someone/shapes")
+    published = b"".join(files.values()).decode(errors="replace")
+    assert "jane" not in published
+    assert json.loads(files[runs.CONFIG])["command"] == {"data": shown, "width": 1.0}
+    assert f"| Data | {shown} |" in published
+    assert runs.read_config(tmp_path / "run")["command"]["data"] == data
 
 
 def test_a_page_of_ones_own_is_kept(hub, model, tmp_path):

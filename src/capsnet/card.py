@@ -1,5 +1,6 @@
 """The page that a model has on the Hugging Face hub: what it is, how good it is, how to use it."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +37,7 @@ def model_card(config: Mapping[str, Any], report: Mapping[str, Any], place: str)
     model, command, recipe = (_mapping(config.get(name)) for name in ("model", "command", "recipe"))
     sizes = _mapping(model.get("config"))
     channels, height, width = sizes.get("in_shape", ("C", "H", "W"))
-    data, title = str(command.get("data", "")), place.removeprefix(PREFIX).partition("@")[0]
+    data, title = public_name(str(command.get("data", ""))), place.removeprefix(PREFIX).partition("@")[0]
     facts: dict[str, Any] = {
         "Model": f"{model.get('name')}, " + ", ".join(f"{k} {v}" for k, v in sizes.items() if k != "in_shape"),
         "Images": f"{height}×{width} pixels, {channels} channel{'s' if channels != 1 else ''}",
@@ -74,6 +75,14 @@ def model_card(config: Mapping[str, Any], report: Mapping[str, Any], place: str)
         facts=_table(facts),
     )
     return f"---\n{front.to_yaml()}\n---\n{body}"
+
+
+def public_name(data: str) -> str:
+    """How a data set is called where others read it: without the folders of this computer in which it lies."""
+    if re.fullmatch(r"(hub:)?[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", data):
+        return data
+    kind, colon, _ = data.partition(":")
+    return f"{kind}:" * (bool(colon) and len(kind) > 1) + re.split(r"[/\\:]", data.rstrip("/\\"))[-1]
 
 
 def _measured(report: Mapping[str, Any]) -> dict[str, str]:

@@ -95,9 +95,8 @@ def _telling(place: str | Path, what: str) -> Iterator[None]:
             ) from None
         raise InputError(f"cannot {what} {place}: {_first_line(error)}") from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError):
-        raise InputError(
-            f"cannot {what} {place}: the hub cannot be reached, and no copy of the model is here"
-        ) from None
+        copy = ", and no copy of the model is here" if what == "fetch" else ""
+        raise InputError(f"cannot {what} {place}: the hub cannot be reached{copy}") from None
     except Exception as error:  # of its HTTP library, which has changed before
         if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
             raise

@@ -98,8 +98,8 @@ def _sorted_entries(folder: Path) -> tuple[list[str], list[str]]:
                 continue
             if entry.is_dir(follow_symlinks=False):
                 folders.append(entry.name)
-            elif entry.name.lower().endswith(SUFFIXES) and not entry.is_dir():
-                names.append(entry.name)
+            elif entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or not os.path.exists(entry.path)):
+                names.append(entry.name)  # also a link that leads nowhere, but no pipe, which might never end
     return sorted(names), sorted(folders)
 
 

@@ -33,7 +33,7 @@ except ImportError:  # Windows
     fcntl = None
 
 from capsnet import hub
-from capsnet.card import model_card
+from capsnet.card import model_card, public_name
 from capsnet.data import ImageSet, PairSet, has_any_size, open_dataset
 from capsnet.data.framing import Framing
 from capsnet.errors import InputError
@@ -163,11 +163,17 @@ def push(path: str | Path, place: str | Path, *, private: bool = False) -> str:
         raise InputError(f"{place} names no model on the hub; that is {hub.PREFIX}OWNER/NAME")
     load(folder)  # nobody shall fetch what cannot be loaded
     files: dict[str, Path | bytes] = {name: folder / name for name in hub.FILES if (folder / name).exists()}
+    config = read_config(folder)
+    command = config.get("command")
+    data = command.get("data") if isinstance(command, dict) else None
+    if isinstance(data, str) and public_name(data) != data:
+        config["command"] = {**command, "data": public_name(data)}
+        files[CONFIG] = _as_bytes(config)
     if (folder / CARD).exists():
         files[CARD] = folder / CARD
     else:
         report = read_json(folder / REPORT) if REPORT in files else {}
-        files[CARD] = model_card(read_config(folder), report, Path(place).as_posix()).encode()
+        files[CARD] = model_card(config, report, Path(place).as_posix()).encode()
     return hub.push(files, place, private=private)
 
 
@@ -200,6 +206,20 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_model_config(folder: Path) -> dict[str, Any]:
     return _section(_section(read_config(folder), "model", folder), "config", folder)
+
+
+def require_free(folder: Path) -> None:
+    """Raises `InputError` if there is anything in the folder that a new run wants, or if it cannot be made."""
+    if (folder / CONFIG).exists():
+        raise InputError(f"{folder} already holds a run; resume it (--resume) or choose another folder (--out)")
+    litter = f".{CONFIG}."  # of a process that was killed at its first moment
+    if folder.is_dir() and any(not path.name.startswith(litter) for path in folder.iterdir()):
+        raise InputError(f"the folder {folder} is not empty; choose a new one for the run (--out)")
+    above = next(path for path in (folder, *folder.parents) if path.exists())
+    if not above.is_dir():
+        raise InputError(f"cannot make the folder {folder}: {above} is a file")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write into the folder {above}; choose another for the run (--out)")
 
 
 def make_folder(folder: Path) -> None:

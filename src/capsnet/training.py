@@ -266,11 +266,7 @@ def _cropped(data: ImageSet | PairSet, size: int) -> ImageSet | PairSet:
 
 def _start_run(folder: Path, model: Model, **sections: Any) -> None:
     """Raises `InputError` if there is anything in the folder already."""
-    if (folder / runs.CONFIG).exists():
-        raise InputError(f"{folder} already holds a run; resume it (--resume) or choose another folder (--out)")
-    litter = f".{runs.CONFIG}."  # of a process that was killed at its first moment
-    if folder.is_dir() and any(not path.name.startswith(litter) for path in folder.iterdir()):
-        raise InputError(f"the folder {folder} is not empty; choose a new one for the run (--out)")
+    runs.require_free(folder)
     runs.make_folder(folder)
     runs.write_config(folder, model, **sections)
 

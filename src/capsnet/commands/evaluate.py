@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from capsnet import runs
+from capsnet.commands import optional
 from capsnet.data import AVAILABLE
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
@@ -20,7 +21,7 @@ class Evaluate:
 
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
-    data: Annotated[str | None, tyro.conf.arg(help=f"Data set; by default the run's. {AVAILABLE}.")] = None
+    data: Annotated[str | None, optional("SET", f"Data set; by default the run's. {AVAILABLE}.")] = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
     shifts: int = 0
@@ -32,8 +33,11 @@ class Evaluate:
         folder = runs.locate(self.run_folder)
         run = runs.open_run(folder)
         data = self.data or run.data or "mnist"
-        if self.shifts < 0:
-            raise InputError(f"--shifts must not be negative, but it is {self.shifts}")
+        smallest = min(run.model.config["in_shape"][1:])
+        if not 0 <= self.shifts < smallest:
+            raise InputError(
+                f"--shifts must be 0 to {smallest - 1}, or nothing of these images is left; it is {self.shifts}"
+            )
         outcome = evaluate(run.model, runs.open_split(folder, data), pick_device(self.device), self.shifts)
         speed = outcome.images / outcome.seconds
         low, high = outcome.interval

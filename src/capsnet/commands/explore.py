@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from capsnet import runs
+from capsnet.commands import optional
 from capsnet.errors import InputError
 
 
@@ -17,14 +18,14 @@ from capsnet.errors import InputError
 class Explore:
     """See in the browser what a capsule knows: draw, move sliders, overlap, turn. Nothing leaves this computer."""
 
-    run_folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
+    run_folder: Annotated[Path | None, tyro.conf.Positional, optional("[RUN]")] = None
     """The run to look at; by default small models that come with the package."""
     host: str = "127.0.0.1"
     """Where to listen; 0.0.0.0 lets other computers in."""
     port: int = 7860
     """The port; 0 for any that is free."""
-    browser: bool = True
-    """Open the page in the browser."""
+    browser: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = True
+    """Do not open the page in the browser."""
 
     def run(self) -> None:
         if importlib.util.find_spec("gradio") is None:

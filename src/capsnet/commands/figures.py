@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from capsnet import runs
+from capsnet.commands import optional
 from capsnet.data import AVAILABLE
 from capsnet.errors import InputError
 from capsnet.models import CapsNet
@@ -24,14 +25,12 @@ class Figures:
 
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder; of one that is not complete, only the health of its training is drawn."""
-    out: Path | None = None
+    out: Annotated[Path | None, optional("FOLDER")] = None
     """Where to put the figures; by default RUN/figures, and of a run on the hub, figures."""
-    data: Annotated[str | None, tyro.conf.arg(help=f"Test images; by default those of the run's set. {AVAILABLE}.")] = (
-        None
-    )
-    image: int | None = None
+    data: Annotated[str | None, optional("SET", f"Test images; by default those of the run's set. {AVAILABLE}.")] = None
+    image: Annotated[int | None, optional("INT")] = None
     """The test image that is perturbed, routed and turned; by default the first that is recognised."""
-    beside: Path | None = None
+    beside: Annotated[Path | None, optional("RUN")] = None
     """The run of another model, a CNN say, to compare with when the image is turned, scaled and shifted."""
 
     def run(self) -> None:

@@ -30,7 +30,9 @@ class Predict:
 
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
-    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|FOLDER")]
+    pictures: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|FOLDER", help_behavior_hint="(required)")
+    ]
     """Picture files, and folders to search for pictures, with the folders in them."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""

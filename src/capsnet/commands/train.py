@@ -12,6 +12,7 @@ import torch
 import tyro
 
 from capsnet import runs
+from capsnet.commands import optional
 from capsnet.data import AVAILABLE, ImageSet, PairSet, open_dataset
 from capsnet.data.own import parse_size
 from capsnet.devices import pick_device
@@ -26,27 +27,27 @@ class Train:
     """Train a model, test it once at the end, and keep everything in a run folder."""
 
     data: Annotated[str, tyro.conf.arg(help=f"Data set: {AVAILABLE}.")] = "mnist"
-    size: str | None = None
+    size: Annotated[str | None, optional("N|HxW")] = None
     """Of your own images, in pixels: one number or HEIGHTxWIDTH; by default the median picture's, at most 64 a side."""
-    channels: Literal[1, 3] | None = None
+    channels: Annotated[Literal[1, 3] | None, optional("{1,3}")] = None
     """Of your own images: 1 for grey, 3 for colour; by default grey if all are grey."""
     model: Literal["capsnet", "cnn", "pooling-cnn", "small-cnn", "detector", "cnn-detector"] = "capsnet"
     """CapsNet, or one of the CNNs that the paper compares it with: for MNIST, or with max-pooling for MultiMNIST.
     Or a small usual one. Detectors also learn the pose, from the data set faces: a CapsNet, and the small CNN."""
     iterations: int = 3
     """Routing iterations."""
-    decoder: bool = True
-    """Reconstruct the image from the capsule, as a regulariser."""
+    decoder: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = True
+    """Without the decoder, which reconstructs the image from the capsule, as a regulariser."""
     leaky: bool = False
     """Leaky routing: one more softmax column for "none of the above"."""
     width: float = 1.0
     """How wide the network is beside the paper's: channels, capsule types, hidden units."""
-    stem: int | None = None
+    stem: Annotated[int | None, optional("INT")] = None
     """How often CapsNet halves images before it looks for capsules; by default so often that about 28×28 are left."""
     based_on: Annotated[Literal["everyday", "paper", "best"], tyro.conf.arg(name="recipe")] = "everyday"
     """Where the flags below say nothing: a quick recipe's settings, the paper's, or the best that were found."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
-    limit: int | None = None
+    limit: Annotated[int | None, optional("INT")] = None
     """Train on the first so many images only, for a quick look."""
     held_out: int = 0
     """Keep so many training images out, and test on them after each epoch."""
@@ -56,7 +57,7 @@ class Train:
     """Train on so many GPUs of this machine, or in so many processes of its CPU; together they see --batch-size."""
     nodes: int = 1
     """Machines, each with so many devices; torchrun or srun starts this on all of them."""
-    out: Path | None = None
+    out: Annotated[Path | None, optional("FOLDER")] = None
     """The run folder; by default runs/DATA-MODEL-NUMBER."""
     resume: bool = False
     """Go on with the run in --out from its last checkpoint, with the settings that it has."""
@@ -68,15 +69,18 @@ class Train:
         from capsnet.training import fit
 
         folder = self.out or _free_folder(f"{Path(self.data.replace(':', '/')).resolve().stem}-{self.model}")
+        device = str(pick_device(self.device))
+        team = find_team(torch.device(device), self.devices, self.nodes)
+        self._check()
+        if not (self.resume or team.rank):
+            runs.require_free(folder)
         train_set, held_out = self._training_data()
         test_set = self._test_data(train_set)  # now, not after hours of training for which there is no test
-        device = str(pick_device(self.device))
         torch.manual_seed(self.recipe.seed)
-        model = self._build(test_set)
+        model = self._build(test_set.image_shape, test_set.num_classes)
         if self.resume and (folder / runs.WEIGHTS).exists():
             self._report_again(folder, test_set, device)
             return
-        team = find_team(torch.device(device), self.devices, self.nodes)
         started = time.perf_counter()
         try:
             rows = fit(
@@ -101,6 +105,15 @@ class Train:
             kept = "the last checkpoint is intact" if (folder / runs.CHECKPOINT).exists() else "no checkpoint yet"
             raise ProcessLostError(f"{lost}; {kept}; {self._again(folder)}") from None
 
+    def _check(self) -> None:
+        """What can be known to be wrong before any image is read, which may take an hour."""
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"--limit must be at least 1, not {self.limit}")
+        sizes(self.model, self.width)
+        if size := parse_size(self.size):
+            with torch.device("meta"):
+                self._build((self.channels or 1, *size), 2)
+
     def _again(self, folder: Path) -> str:
         devices = f" --devices {self.devices}" if self.devices > 1 else ""
         return f"go on with: {_program()} train --resume{devices} --out {folder}"
@@ -117,8 +130,6 @@ class Train:
     def _training_data(self) -> tuple[ImageSet | PairSet, ImageSet | PairSet | None]:
         train_set = open_dataset(self.data, "train", size=parse_size(self.size), channels=self.channels)
         if self.limit is not None:
-            if self.limit < 1:
-                raise InputError(f"--limit must be at least 1, not {self.limit}")
             train_set = train_set.first(self.limit)
         return train_set.hold_out(self.held_out) if self.held_out else (train_set, None)
 
@@ -127,8 +138,8 @@ class Train:
         test_set.require(train_set.image_shape, train_set.num_classes)
         return test_set.centre(self.recipe.crop) if self.recipe.crop and isinstance(test_set, ImageSet) else test_set
 
-    def _build(self, test_set: ImageSet | PairSet) -> Model:
-        config: dict[str, Any] = {"in_shape": test_set.image_shape, "num_classes": test_set.num_classes}
+    def _build(self, in_shape: tuple[int, int, int], num_classes: int) -> Model:
+        config: dict[str, Any] = {"in_shape": in_shape, "num_classes": num_classes}
         if self.model in ("capsnet", "detector"):
             config |= {"iterations": self.iterations, "decoder": self.decoder, "leaky": self.leaky}
         if self.model == "capsnet":
