@@ -1,9 +1,9 @@
-"""How large a model becomes with its images, and how fast it is: the table in docs/sizes.md.
+"""How large a model becomes with its images: the table in docs/sizes.md.
 
     .venv/bin/python scripts/size_table.py
 
-Each row is `capsnet train` in a process of its own, on random images: two epochs of four steps at batch 64, and a test.
-Memory is the largest that the process ever was, all of Python and PyTorch included; speed that of the second epoch.
+Each row is `capsnet train` in a process of its own, on random images: two steps at batch 64, a checkpoint and a test.
+Memory is the largest that the process ever was, all of Python and PyTorch included.
 """
 
 import contextlib
@@ -11,22 +11,21 @@ import io
 import multiprocessing
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import torch
 
 import capsnet
-from capsnet import cli, data, runs
+from capsnet import cli, data
 from capsnet.benchmark.sides import peak_memory
 from capsnet.stem import halved
 
 ROWS = [((1, 28, 28), 10), ((3, 64, 64), 10), ((3, 96, 96), 43), ((3, 224, 224), 200)]
-BATCH, STEPS = 64, 4
+BATCH, STEPS = 64, 2
 
 
 def main() -> None:
-    print("| images | classes | stem | capsules see | capsules | parameters | peak memory | training |")
-    print("|---|---:|---:|---|---|---:|---:|---:|")
+    print("| images | classes | stem | capsules see | capsules | parameters | peak memory |")
+    print("|---|---:|---:|---|---|---:|---:|")
     for shape, classes in ROWS:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             print(pool.submit(measure, shape, classes).result(), flush=True)
@@ -42,11 +41,11 @@ def measure(shape: tuple[int, int, int], classes: int, *flags: str) -> str:
 
     data.DATASETS["noise"] = noise
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        arguments = ["--data", "noise", "--epochs", "2", "--batch-size", str(BATCH), "--out", f"{folder}/run"]
+        arguments = ["--data", "noise", "--epochs", "1", "--batch-size", str(BATCH), "--out", f"{folder}/run"]
         if status := cli.main(["train", *arguments, *flags]):
             raise SystemExit(status)
         peak = peak_memory(torch.device("cpu"))
-        model, speed = capsnet.load(f"{folder}/run"), runs.read_metrics(Path(folder, "run"))[-1]["images_per_second"]
+        model = capsnet.load(f"{folder}/run")
     assert isinstance(model, capsnet.CapsNet)
     (rows, columns), types, depth = model.grid, model.primary.types, model.config.get("stem", 0)
     height, width = shape[1:]
@@ -55,8 +54,7 @@ def measure(shape: tuple[int, int, int], classes: int, *flags: str) -> str:
     count = sum(parameter.numel() for parameter in model.parameters())
     return (
         f"| {'×'.join(map(str, (*shape[1:], shape[0])))} | {classes} | {depth} | {height}×{width} "
-        f"| {rows}×{columns}×{types} = {rows * columns * types:,} | {count:,} | {peak / 1000:.2f} GB "
-        f"| {speed:.0f} images/s |"
+        f"| {rows}×{columns}×{types} = {rows * columns * types:,} | {count:,} | {peak / 1000:.2f} GB |"
     )
 
 
