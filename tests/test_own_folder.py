@@ -52,6 +52,7 @@ def test_a_draw_is_the_same_each_time_and_a_new_picture_leaves_the_others_where_
     assert len(set(sorted_images(test)) - set(sorted_images(later))) <= 1
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     counts=st.lists(st.integers(2, 60), min_size=1, max_size=8),
     seed=st.integers(0, 9),
@@ -229,7 +230,7 @@ def test_classes_are_ordered_as_people_do(tmp_path):
     )
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.text(max_size=8), unique=True))
 @example(["1" * 5000, "1" * 4999, "٣", "²"])
 def test_any_names_have_an_order(names):
@@ -237,6 +238,7 @@ def test_any_names_have_an_order(names):
     assert sorted(in_order(names)) == sorted(names)
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 10**30), unique=True))
 def test_numbers_are_in_their_order(numbers):
     assert in_order(map(str, numbers)) == [str(number) for number in sorted(numbers)]
