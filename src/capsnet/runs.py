@@ -166,7 +166,7 @@ def push(path: str | Path, place: str | Path, *, private: bool = False) -> str:
     config = read_config(folder)
     command = config.get("command")
     data = command.get("data") if isinstance(command, dict) else None
-    if isinstance(data, str) and public_name(data) != data:
+    if isinstance(command, dict) and isinstance(data, str) and public_name(data) != data:
         config["command"] = {**command, "data": public_name(data)}
         files[CONFIG] = _as_bytes(config)
     if (folder / CARD).exists():
