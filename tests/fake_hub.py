@@ -4,8 +4,11 @@ import base64
 import contextlib
 import hashlib
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from huggingface_hub import constants
 
 
 class FakeHub(ThreadingHTTPServer):
@@ -14,7 +17,14 @@ class FakeHub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.models, self.blobs, self.private, self.requests = {}, {}, set(), []
+        self.connections = []
         self.address = f"http://127.0.0.1:{self.server_port}"
+
+    def server_close(self):
+        super().server_close()
+        for connection in self.connections:  # those that are open would go on being answered
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def files(self, name, revision="main"):
         """The id and the files of a commit, which is named by branch or by id; None if there is none."""
@@ -29,6 +39,10 @@ class FakeHub(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: FakeHub
+
+    def setup(self):
+        super().setup()
+        self.server.connections.append(self.connection)
 
     def log_message(self, format, *args):  # noqa: A002 - the name in http.server
         self.server.requests.append(f"{self.command} {self.path}")
@@ -64,6 +78,8 @@ class Handler(BaseHTTPRequestHandler):
             hub.models[name] = {"main": [{}]}
             hub.private |= {name} if asked.get("private") or asked.get("visibility") == "private" else set()
             return self.answer({"url": f"{hub.address}/{name}", "id": name})
+        if parts == ["api", "validate-yaml"]:  # of a model's page
+            return self.answer({"errors": [], "warnings": []})
         if parts[-3:] == ["lfs", "objects", "batch"]:
             objects = json.loads(body)["objects"]
             actions = [{"upload": {"href": f"{hub.address}/blobs/{each['oid']}"}} for each in objects]
@@ -98,6 +114,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         hub, parts = self.server, self.path.partition("?")[0].strip("/").split("/")
         api = parts[:2] == ["api", "models"]
+        if len(parts) < 4:  # of the hub as a whole, not of a model
+            return self.refuse("EntryNotFound")
         name = "/".join(parts[2:4] if api else parts[:2])
         revision = parts[5] if api and len(parts) > 5 else "main" if api else parts[3]
         if name not in hub.models:
@@ -106,6 +124,9 @@ class Handler(BaseHTTPRequestHandler):
         if found is None:
             return self.refuse("RevisionNotFound")
         commit, files = found
+        if api and parts[4:5] == ["tree"]:
+            kinds = {"type": "file", "oid": commit}
+            return self.answer([{**kinds, "path": path, "size": len(content)} for path, content in files.items()])
         if api:
             siblings = [{"rfilename": path} for path in files]
             return self.answer({"id": name, "sha": commit, "siblings": siblings, "private": name in hub.private})
@@ -118,8 +139,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving_hub():
+def serving_hub(patch, cache):
+    """A hub that the library takes for the real one; what it fetches goes into `cache`."""
     hub = FakeHub()
+    patch.setattr(constants, "ENDPOINT", hub.address)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    patch.setenv("HF_TOKEN", "good")
     thread = threading.Thread(target=hub.serve_forever, daemon=True)
     thread.start()
     try:

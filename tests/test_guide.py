@@ -15,7 +15,6 @@ from typing import NamedTuple
 import pytest
 import torch
 from fake_hub import serving_hub
-from huggingface_hub import constants
 
 from capsnet import cli
 
@@ -104,12 +103,8 @@ def followed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("guide")
     threads, printed, variables = torch.get_num_threads(), [], {}
     torch.set_num_threads(1)  # what the guide shows is of one
-    with serving_hub() as hub, pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, serving_hub(patch, folder / "hub") as hub:
         patch.chdir(folder)
-        patch.setattr(constants, "ENDPOINT", hub.address)
-        patch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        patch.setenv("HF_TOKEN", "good")
         for step in steps(GUIDE.read_text()):
             if step.text.startswith(("pip install", "hf auth")):
                 continue

@@ -50,5 +50,5 @@ def test_the_script_draws_what_it_is_told_to(tmp_path):
         [sys.executable, script, "x.png", "idx:none"], cwd=tmp_path, capture_output=True, text=True
     )
     assert missing.returncode != 0
-    assert "there is no IDX file none-t10k-images" in missing.stderr
+    assert "there is no IDX file none-train-images" in missing.stderr
     assert "Traceback" not in missing.stderr

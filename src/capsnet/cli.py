@@ -173,7 +173,7 @@ def _saved_settings(saved: Mapping[str, Any], path: Path) -> Train:
     try:
         settings = Train(**{**saved, "recipe": Recipe(**saved["recipe"])})
     except (TypeError, KeyError) as error:
-        raise InputError(f"{path} is damaged or of another version: {error}") from None
+        raise InputError(f"{path} is damaged or of another version: {str(error).splitlines()[0]}") from None
     hints = get_type_hints(Train)
     for field in fields(Train):
         value = getattr(settings, field.name)

@@ -166,13 +166,13 @@ class Decoder(nn.Module):
 def _growing(features: int, out_shape: tuple[int, int, int]) -> list[nn.Module]:
     """From `features` numbers to an image: a picture of at most 8×8, doubled and convolved until it has the full size.
 
-    Channels halve as the sides double, so that every step costs about the same, from a sixteenth of the features at
-    most down to 16 at half the full size.
+    Channels halve as the sides double, so that every step costs about the same, from a sixteenth of the features (or 8,
+    lest a ReLU silence all of them) at most down to 16 at half the full size.
     """
     sizes = [out_shape[1:]]
     while max(sizes[0]) > 8:
         sizes.insert(0, ((sizes[0][0] + 1) // 2, (sizes[0][1] + 1) // 2))
-    most = max(1, features // 16)
+    most = max(8, features // 16)
     channels = [min(most, 2**doublings) for doublings in range(len(sizes) + 2, 3, -1)]
     first = nn.Linear(features, channels[0] * math.prod(sizes[0]))
     stages = [first, nn.ReLU(), nn.Unflatten(1, (channels[0], *sizes[0]))]

@@ -78,7 +78,7 @@ def open_dataset(
     kind, _, place = name.partition(":")
     if name not in DATASETS and kind not in READERS:
         if not os.path.exists(os.path.expanduser(name)) and not re.search(r"[/\\.]", name):
-            raise InputError(f"unknown data set {name!r}; there are: {AVAILABLE}")
+            raise InputError(f"unknown data set {name!r}; there are: {AVAILABLE}, at which there is nothing here")
         return read_path(name, split, *scaled)
     if name not in DATASETS and not place:
         raise InputError(f"{name!r} does not say where: {kind}:{PLACES[kind]}")

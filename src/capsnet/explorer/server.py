@@ -98,10 +98,9 @@ def serve(explorer: Explorer, host: str, port: int, open_browser: bool) -> None:
         hint = "; choose another with --port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else ""
         raise InputError(f"cannot listen on {host}, port {port}: {told}{hint}") from None
     app = make_app(explorer)
-    with listening:
+    with listening, contextlib.suppress(KeyboardInterrupt):
         url = f"http://{host}:{listening.getsockname()[1]}"
         print(f"{url}   (Ctrl-C ends it)", flush=True)
         if open_browser:
             webbrowser.open(url)
-        with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run([listening])
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run([listening])

@@ -115,7 +115,7 @@ def _dots(axes: Axes, records: Records, groups: Sequence[tuple[str, str, Measure
     axes.grid(True, axis="y")
 
 
-def _line(axes: Axes, places: Sequence[float], values: Sequence[Sequence[float]], line: dict[str, Any]) -> None:
+def _line(axes: Axes, places: Sequence[int | float], values: Sequence[Sequence[float]], line: dict[str, Any]) -> None:
     there = [(place, found) for place, found in zip(places, values, strict=True) if found]
     if there:
         means = [statistics.mean(found) for _, found in there]
