@@ -11,14 +11,16 @@ const WAIT = 50; // milliseconds between two updates while dragging
 let parts = null;
 let chosen = 0;
 let last = null; // where the pointer was
+let changes = 0; // by hand; an answer to fewer of them comes late, and its parts are no longer where they were
 let waiting = false;
 
 function show() {
   if (!props.value) return;
   image.src = props.value.picture;
-  if (!last) parts = props.value.parts.map((part) => ({ ...part }));
+  const late = (props.value.changes ?? changes) < changes;
+  if (!last && !late) parts = props.value.parts.map((part) => ({ ...part }));
   handles.forEach((handle, k) => {
-    if (last && k === chosen) return; // the hand is quicker than the answer
+    if ((last || late) && k === chosen) return; // the hand is quicker than the answer
     handle.style.left = `${100 * props.value.places[k][0]}%`;
     handle.style.top = `${100 * props.value.places[k][1]}%`;
   });
@@ -34,12 +36,13 @@ function mark() {
 }
 
 function send() {
+  changes += 1;
   mark();
   if (waiting) return;
   waiting = true;
   setTimeout(() => {
     waiting = false;
-    props.value = { ...props.value, parts };
+    props.value = { ...props.value, parts, changes };
     trigger("input");
   }, WAIT);
 }
