@@ -12,7 +12,7 @@ from capsnet import runs
 from capsnet.errors import InputError
 from capsnet.experiments.spatial.plan import IMAGES, PARTS, VARIANTS, Run, runs_of
 from capsnet.experiments.spatial.records import FOLDER
-from capsnet.experiments.spatial.summary import Records
+from capsnet.experiments.spatial.summary import CAPSULE, CNN, Records
 
 COST = Path(FOLDER) / "cost.json"
 DIGITS = 60_000
@@ -39,6 +39,14 @@ def _milliseconds(cost: Cost) -> dict[tuple[str, bool], tuple[float, float, floa
         (step["variant"], step["task"] == "digits"): tuple(map(float, step["milliseconds"][:3]))  # pyright: ignore
         for step in cost["steps"]
     }
+
+
+def pace(cost: Cost | None) -> str:
+    """How long a step of the CNN takes beside one of the CapsNet, in words."""
+    if cost is None:
+        return "takes a time to train that was not measured yet"
+    found = _milliseconds(cost)
+    return f"takes {found[CNN, False][0] / found[CAPSULE, False][0]:.2f} times as long for a training step"
 
 
 def step_rows(records: Records, cost: Cost | None) -> list[list[str]]:

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
-from capsnet.experiments.spatial.cost import Cost, part_rows, step_rows
+from capsnet.experiments.spatial.cost import Cost, pace, part_rows, step_rows
 from capsnet.experiments.spatial.plan import RECIPES
 from capsnet.experiments.spatial.summary import CAPSULE, CNN, Comparison, Records, runs_there, verdict
 from capsnet.experiments.spatial.tables import NOTES, TITLES, as_table, mean_unseen, tables
@@ -44,7 +44,7 @@ METHOD = """## How it was measured
 single one the softmax of routing has no choice, and routing does nothing. The likelihood is the length of the face
 capsule; the pose (position, orientation, size, shear) is a linear read-out of its direction, a vector of length
 one. **The CNN** (three 3×3 convolutions with max-pooling, a dense layer, sigmoids) has the same number of
-parameters as the CapsNet with its decoder, takes no longer to train (*What it costs*), and has the same heads on its
+parameters as the CapsNet with its decoder, {pace} (*What it costs*), and has the same heads on its
 last hidden layer. Both learn the poses of faces beside the classes.
 
 **Training:** {capsule} for the CapsNet, {cnn} for the CNN; both tuned alike on validation images, which have part
@@ -70,7 +70,7 @@ def page(records: Records, drawn: Sequence[str], cost: Cost | None) -> str:
         parts.append(f"## {TITLES[name]}\n\n{due}{NOTES[name]}\n\n{table}\n{shown}")
     parts.append(_cost(records, cost))
     recipes = {("capsule" if is_capsnet else "cnn"): _recipe(is_capsnet) for is_capsnet in RECIPES}
-    return "\n".join([*parts, METHOD.format(**recipes)])
+    return "\n".join([*parts, METHOD.format(**recipes, pace=pace(cost))])
 
 
 def _cost(records: Records, cost: Cost | None) -> str:
