@@ -233,7 +233,7 @@ def test_it_is_of_use_on_a_phone(visit):
             touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [point]})
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     winner(page, 7)
-    for tab in ("One digit", "Two digits", "Turn it"):
+    for tab in ("One digit", "Two digits", "Turn it", "A face"):
         page.get_by_role("tab", name=tab).tap()
         page.locator(".bars:visible").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
