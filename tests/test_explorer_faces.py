@@ -1,8 +1,13 @@
 """The explorer's page of a face whose parts are dragged about: its answers, and the page in a real browser."""
 
+import base64
+import io
+
+import numpy as np
 import pytest
 import torch
 from browsing import browser as any_browser
+from PIL import Image
 from serving import serving
 
 import capsnet
@@ -127,6 +132,13 @@ def test_parts_are_dragged_turned_and_taken_away(page):
     before = changed(page, before)
     page.wait_for_timeout(500)
     assert mouth.bounding_box()["y"] == pytest.approx(box["y"] - 80, abs=3)
+    drawn = Image.open(io.BytesIO(base64.b64decode(image.get_attribute("src").partition(",")[2]))).convert("L")
+    face, side = image.bounding_box(), drawn.width
+    at = (box["y"] - 60 - face["y"]) / face["height"] * side  # where the mouth was dragged to, and where it was
+    was = at + 80 / face["height"] * side
+    middle = torch.from_numpy(np.array(drawn))[:, side // 3 : 2 * side // 3].float()
+    assert middle[round(was) - 5 : round(was) + 6].mean() < 10  # nothing is left there
+    assert middle[round(at) - 5 : round(at) + 6].mean() > 20
     assert "The capsule says" in page.locator(".said:visible").inner_text()
     assert page.locator(".detection:visible").count() == 3
     before = image.get_attribute("src")

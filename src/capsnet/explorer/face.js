@@ -8,16 +8,21 @@ const remove = element.querySelector("[data-do=there]");
 const REACH = 1.4;
 const STEP = 0.02; // of the picture, with an arrow key
 const WAIT = 50; // milliseconds between two updates while dragging
+const PATIENCE = 2000; // milliseconds until an answer is no longer awaited
 let parts = null;
 let chosen = 0;
 let last = null; // where the pointer was
-let changes = 0; // by hand; an answer to fewer of them comes late, and its parts are no longer where they were
+let changes = 0; // by hand
+let asked = null; // of how many changes an answer is awaited, and since when; Gradio would take back what is asked meanwhile
 let waiting = false;
 
 function show() {
   if (!props.value) return;
   image.src = props.value.picture;
-  const late = (props.value.changes ?? changes) < changes;
+  const answered = props.value.answers ?? changes; // a face that was not changed by hand knows of all changes
+  if (asked && answered >= asked.changes) asked = null;
+  const late = answered < changes;
+  if (late) send();
   if (!last && !late) parts = props.value.parts.map((part) => ({ ...part }));
   handles.forEach((handle, k) => {
     if ((last || late) && k === chosen) return; // the hand is quicker than the answer
@@ -35,13 +40,18 @@ function mark() {
   remove.innerText = parts?.[chosen].there === false ? "put it back" : "remove it";
 }
 
-function send() {
+function change() {
   changes += 1;
   mark();
-  if (waiting) return;
+  send();
+}
+
+function send() {
+  if (waiting || (asked && Date.now() - asked.since < PATIENCE)) return;
   waiting = true;
   setTimeout(() => {
     waiting = false;
+    asked = { changes, since: Date.now() };
     props.value = { ...props.value, parts, changes };
     trigger("input");
   }, WAIT);
@@ -53,14 +63,14 @@ function move(right, down) {
   const part = parts[chosen];
   part.right = limit(part.right + back[0][0] * right + back[0][1] * down);
   part.down = limit(part.down + back[1][0] * right + back[1][1] * down);
-  send();
+  change();
 }
 
 function act(what) {
   const part = parts[chosen];
   if (what === "there") part.there = !part.there;
   else part.turn = ((part.turn + (what === "left" ? 15 : -15) + 540) % 360) - 180;
-  send();
+  change();
 }
 
 handles.forEach((handle, k) => {

@@ -40,6 +40,7 @@ def face_page(detectors: Detectors, blocks: gr.Blocks) -> None:
         except InputError as error:
             return gr.skip(), markup.wrong(error), gr.skip(), gr.skip()
         shown = {**state, "picture": to_url(seen.large), "places": seen.places, "back": seen.back}
+        shown["answers"] = state.get("changes")  # by hand; more may have been made meanwhile
         return shown, markup.said(_said(seen)), _answers(seen, float(pose[0]), float(pose[1])), _pictures(seen)
 
     def other(state: Any, kind: str, step: int, *pose: Any) -> tuple[Any, ...]:
