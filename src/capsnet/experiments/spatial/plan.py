@@ -67,7 +67,7 @@ MAIN = tuple(name for name, variant in VARIANTS.items() if variant.digits)
 """Those that the issue is between; the others show what a difference is due to."""
 
 RECIPES = {
-    # Tuned alike on validation images (scripts/tune_spatial.py). With equal epochs it depends on the machine who is quicker.
+    # Tuned alike on validation images (scripts/tune_spatial.py). Which is quicker depends on the machine.
     True: Recipe(epochs=4, batch_size=64, learning_rate=0.002, final_learning_rate=0.0001, decay="cosine", max_shift=0),
     False: Recipe(
         epochs=4, batch_size=64, learning_rate=0.002, final_learning_rate=0.0001, decay="cosine", max_shift=0

@@ -57,6 +57,7 @@ class Comparison:
     capsule: Sequence[float]
     cnn: Sequence[float]
     better: int = -1
+    digits: int = 1
 
     @property
     def winner(self) -> str | None:
@@ -70,7 +71,10 @@ class Comparison:
         return "CapsNet" if difference * self.better > 0 else "CNN"
 
     def told(self) -> str:
-        sides = (f"{name} {plus_minus(x)}{self.unit}" for name, x in (("CapsNet", self.capsule), ("CNN", self.cnn)))
+        sides = (
+            f"{name} {plus_minus(x, self.digits)}{self.unit}"
+            for name, x in (("CapsNet", self.capsule), ("CNN", self.cnn))
+        )
         return f"{self.about} ({', '.join(sides)})"
 
 
@@ -85,9 +89,9 @@ def plus_minus(values: Sequence[float], digits: int = 1) -> str:
 def comparisons(records: Records) -> list[Comparison]:
     """The numbers that the verdict is about, part by part; only those for which there are runs of both."""
 
-    def both(about: str, unit: str, task: str, measure: Measure, better: int = -1) -> Comparison:
+    def both(about: str, unit: str, task: str, measure: Measure, better: int = -1, digits: int = 1) -> Comparison:
         capsule, cnn = (records.values(name, task, measure) for name in (CAPSULE, CNN))
-        return Comparison(about, unit, capsule, cnn, better)
+        return Comparison(about, unit, capsule, cnn, better, digits)
 
     found = [
         both(f"taking {kind} faces for faces, a kind not in training", " %", f"without-{kind}", unseen(kind))
@@ -101,12 +105,12 @@ def comparisons(records: Records) -> list[Comparison]:
             both(f"errors on {what} faces and non-faces, all kinds in training", " %", task, measured("error"))
         )
     capsule, cnn = (list(images_needed(records, name).values()) for name in (CAPSULE, CNN))
-    found.append(Comparison(f"images needed for an error of {GIVEN_ERROR:.0f} %", "", capsule, cnn))
+    found.append(Comparison(f"images needed for an error of {GIVEN_ERROR:.0f} %", "", capsule, cnn, digits=0))
     for what, unit in (("orientation", "°"), ("size", " %"), ("position", " % of the image")):
         found.append(both(f"reading the {what}", unit, "all", measured("ranges", "as in training", what)))
     for factor in ("rotation", "scale", "shear", "shift right", "stroke width"):
         about = f"a linear read-out of a digit's {factor} (R²)"
-        found.append(both(about, "", "digits", measured("r2", "all", factor), 1))
+        found.append(both(about, "", "digits", measured("r2", "all", factor), 1, digits=2))
     for name in ("FGSM 0.1", "PGD 0.1"):
         found.append(both(f"errors under {name}", " %", "digits", measured("adversarial", "attacks", name, "error")))
     return [comparison for comparison in found if comparison.capsule and comparison.cnn]
@@ -143,18 +147,17 @@ def images_needed(records: Records, variant: str) -> dict[int, float]:
 
 
 def verdict(records: Records) -> str:
-    """Who wins where, beginning with the CNN; what is not clear is said to be so."""
+    """Who wins how often, and where, beginning with the CNN; what is not clear is said to be so."""
     found = comparisons(records)
     if not found:
         return "No runs yet: `capsnet reproduce spatial` makes them."
-    told = []
-    for who in ("CNN", "CapsNet"):
-        won = [each.told() for each in found if each.winner == who]
-        told.append(f"**The {who} wins** in {'; '.join(won)}." if won else f"**The {who} wins nowhere clearly.**")
-    open_ones = [each.told() for each in found if each.winner is None]
-    if open_ones:
-        told.append(f"**No clear difference,** or too few runs to tell: {'; '.join(open_ones)}.")
-    return " ".join(told)
+    places = {who: [each.told() for each in found if each.winner == who] for who in ("CNN", "CapsNet", None)}
+    won, unclear = (f"the {who} wins {len(places[who])}" for who in ("CNN", "CapsNet")), len(places[None])
+    told = [f"**Of {len(found)} comparisons {', '.join(won)}, and {unclear} show no clear difference.**"]
+    for who, where in places.items():
+        head = f"The {who} is better in:" if who else "No clear difference, or too few runs to tell:"
+        told += ["\n".join([head, "", *(f"* {place}" for place in where)])] if where else []
+    return "\n\n".join(told)
 
 
 def runs_there(records: Records) -> str:
