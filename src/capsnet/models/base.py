@@ -4,8 +4,10 @@ from typing import NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from capsnet.errors import InputError
+from capsnet.functional import multi_hot
 
 Images = Float[Tensor, "batch channels height width"]
 Labels = Int[Tensor, "batch *present"]
@@ -22,6 +24,12 @@ class Loss(NamedTuple):
     total: Float[Tensor, ""]
     parts: dict[str, Tensor]
     scores: Float[Tensor, "batch classes"]
+
+
+def sigmoid_loss(logits: Float[Tensor, "batch classes"], labels: Labels) -> Float[Tensor, ""]:
+    """Sigmoid cross-entropy of each class for itself, summed over the classes and averaged over the images."""
+    present = multi_hot(labels, logits.shape[1])
+    return binary_cross_entropy_with_logits(logits, present, reduction="sum") / len(logits)
 
 
 def checked_shape(in_shape: tuple[int, int, int], num_classes: int) -> tuple[int, int, int]:

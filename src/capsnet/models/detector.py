@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from capsnet import functional
 from capsnet.errors import InputError
 from capsnet.layers import Decoder
-from capsnet.models.base import Images, Labels, Loss, check_sizes
+from capsnet.models.base import Images, Labels, Loss, check_sizes, sigmoid_loss
 from capsnet.models.capsnet import CapsNet
 from capsnet.models.small_cnn import SmallCNN
 
@@ -122,7 +122,7 @@ class CNNDetector(SmallCNN):
         if self.config["objective"] == "margin":
             parts = {"margin": functional.margin_loss(logits.sigmoid(), labels)}
         else:
-            parts = {"cross_entropy": _cross_entropy(logits.sigmoid(), labels, logits)}
+            parts = {"cross_entropy": sigmoid_loss(logits, labels)}
         total = next(iter(parts.values()))
         if self.decoder is not None:
             drawn = self.decoder(hidden[:, None], torch.zeros_like(labels))
@@ -164,14 +164,10 @@ def _checked(num_classes: int, pose_weight: float, objective: str) -> dict[str, 
     return {"pose_weight": pose_weight, "objective": objective}
 
 
-def _cross_entropy(probabilities: Tensor, labels: Int[Tensor, " batch"], logits: Tensor | None = None) -> Tensor:
-    """Of each class for itself, summed over the classes; from logits, where there are, more exactly."""
+def _cross_entropy(probabilities: Tensor, labels: Int[Tensor, " batch"]) -> Tensor:
+    """Of each class for itself, summed over the classes and averaged over the images."""
     present = functional.multi_hot(labels, probabilities.shape[1])
-    if logits is not None:
-        total = nn.functional.binary_cross_entropy_with_logits(logits, present, reduction="sum")
-    else:
-        total = nn.functional.binary_cross_entropy(probabilities, present, reduction="sum")
-    return total / len(labels)
+    return nn.functional.binary_cross_entropy(probabilities, present, reduction="sum") / len(labels)
 
 
 def _pose_loss(numbers: Tensor, labels: Int[Tensor, " batch"], poses: Poses | None) -> Tensor:

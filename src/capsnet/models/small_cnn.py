@@ -5,10 +5,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from capsnet import functional
 from capsnet.convolution import Conv2d
 from capsnet.errors import InputError
-from capsnet.models.base import Images, Labels, Loss, Targets, check_sizes, checked_shape
+from capsnet.models.base import Images, Labels, Loss, Targets, check_sizes, checked_shape, sigmoid_loss
 from capsnet.models.baseline import start_weights
 
 
@@ -58,9 +57,7 @@ class SmallCNN(nn.Module):
     def loss(self, images: Images, labels: Labels, targets: Targets | None = None) -> Loss:
         """Sigmoid cross-entropy, summed over the classes. `targets` are for decoders: unused."""
         logits = self(images)
-        present = functional.multi_hot(labels, logits.shape[1])
-        total = nn.functional.binary_cross_entropy_with_logits(logits, present, reduction="sum") / len(images)
-        return Loss(total, {}, logits)
+        return Loss(sigmoid_loss(logits, labels), {}, logits)
 
     def probabilities(self, images: Images) -> Float[Tensor, "batch classes"]:
         """How likely each class is present: the sigmoid of its logit. They need not sum to one."""
