@@ -9,7 +9,6 @@ import sys
 import threading
 import types
 from collections.abc import Mapping
-from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -170,16 +169,14 @@ def _parse_resumed(command: Train, arguments: list[str]) -> Train:
 
 def _saved_settings(saved: Mapping[str, Any], path: Path) -> Train:
     """What a run's config records, which may have been edited since. Raises `InputError` unless all of it fits."""
+    hints = get_type_hints(Train)
+    for name, value in saved.items():
+        if name != "recipe" and name in hints and not _fits(value, hints[name]):
+            raise InputError(f"{path} is damaged or of another version: {name} cannot be {value!r}")
     try:
-        settings = Train(**{**saved, "recipe": Recipe(**saved["recipe"])})
+        return Train(**{**saved, "recipe": Recipe(**saved["recipe"])})
     except (TypeError, KeyError) as error:
         raise InputError(f"{path} is damaged or of another version: {str(error).splitlines()[0]}") from None
-    hints = get_type_hints(Train)
-    for field in fields(Train):
-        value = getattr(settings, field.name)
-        if not _fits(value, hints[field.name]):
-            raise InputError(f"{path} is damaged or of another version: {field.name} cannot be {value!r}")
-    return settings
 
 
 def _fits(value: object, kind: Any) -> bool:
