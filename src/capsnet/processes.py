@@ -154,7 +154,7 @@ class _Others:
         self.done = threading.Event()
         self.processes: list[subprocess.Popen[bytes]] = []
         self.errors: list[IO[bytes]] = []
-        atexit.register(self.kill)
+        atexit.register(self.leave)
         for rank in range(1, count):
             errors = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
             # A session of its own: Ctrl-C in the terminal comes to the first process alone, which tells the others.
@@ -183,6 +183,14 @@ class _Others:
         if status < 0:
             return f"process {number} of {self.count} was killed (signal {-status})"
         return f"process {number} of {self.count} failed: {self._last_words(number)}"
+
+    def leave(self) -> None:
+        """At the end of the program: those that are still doing what it does after training may end it, too."""
+        deadline = time.monotonic() + PATIENCE
+        for process in self.processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+        self.kill()
 
     def kill(self) -> None:
         for process in self.processes:
