@@ -286,7 +286,7 @@ def test_a_difference_is_one_only_beyond_chance():
     assert Comparison("x", "", far, [30.0]).winner is None
 
 
-def faces_to_test_needed_are_read_between_the_sizes():
+def test_images_needed_are_read_between_the_sizes():
     def record(task, error):
         run = Run(VARIANTS["cnn"], task, 0)
         return {

@@ -84,6 +84,14 @@ def part_rows(cost: Cost | None) -> list[list[str]]:
     return rows
 
 
+def measuring_share(records: Records) -> float | None:
+    """How long measuring took beside training, over all runs; None where nothing was timed."""
+    training, measuring = (
+        sum(record["seconds"].get(part, 0.0) for record in records.records) for part in ("training", "measuring")
+    )
+    return measuring / training if training else None
+
+
 def _steps(run: Run) -> int:
     images = DIGITS if run.task == "digits" else int(run.task[7:]) if run.task.startswith("images-") else IMAGES
     return run.recipe.epochs * math.ceil(images / run.recipe.batch_size)

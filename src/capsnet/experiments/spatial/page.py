@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
-from capsnet.experiments.spatial.cost import Cost, pace, part_rows, step_rows
+from capsnet.experiments.spatial.cost import Cost, measuring_share, pace, part_rows, step_rows
 from capsnet.experiments.spatial.plan import RECIPES
 from capsnet.experiments.spatial.summary import CAPSULE, CNN, Comparison, Records, runs_there, verdict
 from capsnet.experiments.spatial.tables import NOTES, TITLES, as_table, mean_unseen, tables
@@ -32,8 +32,8 @@ one run of `scripts/time_spatial.py`.
 
 {steps}
 
-Hours that training takes one core at these rates; measuring takes about a third as much again. Two calls, each with
-half of the `--models`, keep two cores busy.
+Hours that training takes one core at these rates{measuring}. Two calls, each with half of the `--models`, keep two
+cores busy.
 
 {parts}
 """
@@ -76,8 +76,12 @@ def page(records: Records, drawn: Sequence[str], cost: Cost | None) -> str:
 def _cost(records: Records, cost: Cost | None) -> str:
     environment = cost["environment"] if cost else {}
     where = f" ({environment['device']}, PyTorch {environment['torch']}, {environment['date']})" if cost else ""
+    share = measuring_share(records)
+    measuring = "" if share is None else f"; measuring took {share:.0%} as long in the records".replace("%", " %")
     steps = as_table(["model", "parameters", "faces", "digits", "seeds"], step_rows(records, cost))
-    return COST.format(where=where, steps=steps, parts=as_table(["part", "runs", "hours"], part_rows(cost)))
+    return COST.format(
+        where=where, measuring=measuring, steps=steps, parts=as_table(["part", "runs", "hours"], part_rows(cost))
+    )
 
 
 def _recipe(is_capsnet: bool) -> str:
