@@ -84,7 +84,7 @@ def _direct_forward(x: torch.Size, weight: torch.Size, stride: int, bias: bool, 
     with torch.inference_mode(False):  # this outlives the caller's mode
         products = Products(
             ([0] * (rows * columns), *starts),
-            (offsets((out, count)), offsets((out, batch))),
+            (count, offsets((out, batch))),
             (range(count), taps),
             runs(batch, longest=512),
         )
@@ -103,7 +103,7 @@ def _direct_backward(grad: torch.Size, x: torch.Size, weight: torch.Size, stride
     with torch.inference_mode(False):
         products = Products(
             (offsets((rows, columns * out * batch)), offsets((rows, stride * row)), offsets((rows, out * count))),
-            (offsets((out, batch)), offsets((out, count))),
+            (batch, offsets((out, count))),
             (offsets((columns, out * batch), (batch, 1)), offsets((columns, stride * pixel), (batch, 1))),
             runs(count),
             columns=taps,

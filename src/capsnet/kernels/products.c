@@ -11,13 +11,14 @@
 #include "simd.h"
 
 #define WIDE (2 * L) /* columns of a panel */
-#define DEEP 512     /* rows of a panel: 32 or 64 KiB, which stay in the second-level cache, with 256 rows of a */
+#define DEEP 256     /* most rows of a panel: 16 or 32 KiB, which stay in the first-level cache */
 
 typedef struct {
     const n *a0, *b0, *c0;               /* where each product starts */
-    const n *arow, *ak, *bk, *crow;      /* rows of a, k in a, k in b, rows of c */
+    const n *ak, *bk, *crow;             /* k in a, k in b, rows of c */
     const n *brun, *crun, *length;       /* runs of columns: where they start in b and c, and how long they are */
     const n *bcolumn;                    /* columns of b within a run, if they are not contiguous */
+    n arow;                              /* from one row of a to the next */
     n products, rows, depth, runs, rows_a_task;
 } plan;
 
@@ -36,13 +37,6 @@ typedef struct {
     float *const *buffers;
 } program;
 
-/* Rows of a packed panel. */
-static n packed[DEEP];
-
-__attribute__((constructor)) static void number_rows(void) {
-    for (n k = 0; k < DEEP; k++) packed[k] = k * WIDE;
-}
-
 static void pack(float *restrict panel, const float *b, const n *bk, const n *bcolumn, n depth, n columns) {
     const lanes left = first_lanes(columns), right = first_lanes(columns - L);
     if (!bcolumn)
@@ -58,8 +52,8 @@ static void pack(float *restrict panel, const float *b, const n *bk, const n *bc
 typedef struct {
     const float *a, *b, *bias;
     float *c;
-    const n *arow, *ak, *bk, *crow;
-    n depth, ahead;
+    const n *ak, *bk, *crow;
+    n row, depth, ahead; /* from one row of a to the next */
     lanes left, right;
     int add, relu, stream;
 } strip;
@@ -74,14 +68,21 @@ typedef struct {
 #define EACH6(F) EACH5(F) F(5)
 #define EACH7(F) EACH6(F) F(6)
 #define EACH8(F) EACH7(F) F(7)
-#define BEGIN(r)                                \
-    const float *a##r = s->a + s->arow[row + r]; \
-    v x##r = ZERO, y##r = x##r;
-#define STEP(r)                         \
-    {                                   \
-        v y = SET(a##r[at]); \
-        x##r += y * left;               \
-        y##r += y * right;              \
+#define BEGIN(r) v x##r = ZERO, y##r = x##r;
+/* Of eight rows each second group of four has a pointer of its own: an address is then a part of the load. */
+#define A0 a0[0]
+#define A1 a0[step]
+#define A2 a0[2 * step]
+#define A3 a0[step3]
+#define A4 a4[0]
+#define A5 a4[step]
+#define A6 a4[2 * step]
+#define A7 a4[step3]
+#define STEP(r)               \
+    {                         \
+        const v y = SET(A##r); \
+        x##r += y * left;     \
+        y##r += y * right;    \
     }
 #define END(r)                                                    \
     {                                                             \
@@ -106,36 +107,44 @@ typedef struct {
             STORE_FIRST(to + L, s->right, y##r);        \
         }                                                         \
     }
-#define ROWS(R)                                                                         \
-    static void rows##R(const strip *s, n row) {                                        \
-        EACH##R(BEGIN)                                                                  \
-        for (n k = 0; k < s->depth; k++) {                                              \
-            const v left = LOAD_FIRST(s->left, s->b + s->bk[k]);             \
-            const v right = LOAD_FIRST(s->right, s->b + s->bk[k] + L);       \
-            const n at = s->ak[k];                                                      \
-            _mm_prefetch(a0 + at + s->ahead, _MM_HINT_T0);                              \
-            _mm_prefetch(s->b + s->bk[k] + 8 * WIDE, _MM_HINT_T0);                      \
-            _mm_prefetch(s->b + s->bk[k] + 8 * WIDE + L, _MM_HINT_T0);                  \
-            EACH##R(STEP)                                                               \
-        }                                                                               \
-        EACH##R(END)                                                                    \
+/* How a strip is read: from a panel, all of it one after the other, or where it lies. */
+#define PANEL(k, x) LOAD(s->b + (k) * WIDE + (x) * L)
+#define PANEL_AHEAD(k)
+#define PLACE(k, x) LOAD_FIRST(x ? s->right : s->left, s->b + s->bk[k] + (x) * L)
+#define PLACE_AHEAD(k)                                      \
+    _mm_prefetch(s->b + s->bk[k] + 8 * WIDE, _MM_HINT_T0);   \
+    _mm_prefetch(s->b + s->bk[k] + 8 * WIDE + L, _MM_HINT_T0);
+#define ROWS(R, B)                                       \
+    static void B##_rows##R(const strip *s, n row) {     \
+        const n step = s->row, step3 = 3 * step;         \
+        const float *a = s->a + row * step;              \
+        EACH##R(BEGIN)                                   \
+        for (n k = 0; k < s->depth; k++) {               \
+            const v left = B(k, 0), right = B(k, 1);     \
+            const float *a0 = a + s->ak[k], *a4 = a0 + 4 * step; \
+            (void)a4; (void)step3;                       \
+            _mm_prefetch(a0 + s->ahead, _MM_HINT_T0);    \
+            B##_AHEAD(k)                                 \
+            EACH##R(STEP)                                \
+        }                                                \
+        EACH##R(END)                                     \
     }
-ROWS(1)
-ROWS(2)
-ROWS(3)
-ROWS(4)
-ROWS(5)
-ROWS(6)
+#define BOTH(R) ROWS(R, PANEL) ROWS(R, PLACE)
+BOTH(1)
+BOTH(2)
+BOTH(3)
+BOTH(4)
+BOTH(5)
+BOTH(6)
 #if MOST_ROWS == 8
-ROWS(7)
-ROWS(8)
+BOTH(7)
+BOTH(8)
+#define LIST(B) {0, B##_rows1, B##_rows2, B##_rows3, B##_rows4, B##_rows5, B##_rows6, B##_rows7, B##_rows8}
+#else
+#define LIST(B) {0, B##_rows1, B##_rows2, B##_rows3, B##_rows4, B##_rows5, B##_rows6}
 #endif
-static void (*const rows[])(const strip *, n) = {
-    0, rows1, rows2, rows3, rows4, rows5, rows6,
-#if MOST_ROWS == 8
-    rows7, rows8,
-#endif
-};
+typedef void rows_fn(const strip *, n);
+static rows_fn *const panel_rows[] = LIST(PANEL), *const place_rows[] = LIST(PLACE);
 
 static n row_tasks(const plan *p) { return (p->rows + p->rows_a_task - 1) / p->rows_a_task; }
 
@@ -166,13 +175,15 @@ static void task(const void *argument, n t) {
     /* Few rows: reading them in place twice is quicker, unless the first would overwrite what the second read. */
     const int pack_first = last - first > 16 || p->bcolumn || g->buffers[j->b] == g->buffers[j->c];
     const int stream = j->stream && (unsigned long)to % sizeof(v) == 0;
+    rows_fn *const *rows = pack_first ? panel_rows : place_rows;
     float panel[DEEP * WIDE] __attribute__((aligned(64)));
-    const n length = p->length[run];
+    const n length = p->length[run], pieces = (p->depth + DEEP - 1) / DEEP;
+    const n deep = pieces ? (p->depth + pieces - 1) / pieces : 1; /* equal pieces: a short one costs as much as a whole */
     n k = 0;
     do /* once where there is nothing to sum up, too: then c is zero */
         for (n x = 0; x < length; x += WIDE) {
             const n columns = length - x < WIDE ? length - x : WIDE;
-            const n depth = p->depth - k < DEEP ? p->depth - k : DEEP;
+            const n depth = p->depth - k < deep ? p->depth - k : deep;
             const int end = k + depth == p->depth;
             const float *b = from + p->brun[run] + (p->bcolumn ? 0 : x);
             if (pack_first) pack(panel, b, p->bk + k, p->bcolumn ? p->bcolumn + x : 0, depth, columns);
@@ -181,13 +192,13 @@ static void task(const void *argument, n t) {
                 .b = pack_first ? panel : b,
                 .bias = end ? bias : 0,
                 .c = to + x,
-                .arow = p->arow,
                 .ak = p->ak + k,
-                .bk = pack_first ? packed : p->bk + k,
+                .bk = p->bk + k,
                 .crow = p->crow,
+                .row = p->arow,
                 .depth = depth,
                 /* where rows lie side by side, the next ones: nobody else would fetch them in time */
-                .ahead = p->rows > 1 && p->arow[1] - p->arow[0] == 1 ? L : 0,
+                .ahead = p->arow == 1 ? L : 0,
                 .left = first_lanes(columns),
                 .right = first_lanes(columns - L),
                 .add = j->add || k,
@@ -200,7 +211,7 @@ static void task(const void *argument, n t) {
                 rows[count](&s, row);
             }
         }
-    while ((k += DEEP) < p->depth);
+    while ((k += deep) < p->depth);
 }
 
 /* Numbers the tasks of a program, once. Returns how many there are. */

@@ -65,10 +65,8 @@ class _SpectralConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, steps: Steps, kept: Tensor | None) -> Tensor:
         planes, y = _pixel_planes(x, steps), large_empty(*steps.result_shape)
-        if kept is None:
-            steps.forward(planes=planes, kernel=_pixel_first(weight), y=y, **steps.room(x))
-        else:
-            steps.forward_kept(planes=planes, tap_planes=kept, y=y, **steps.room(x))
+        taps = tap_planes(weight, steps) if kept is None else kept
+        steps.forward(planes=planes, tap_planes=taps, y=y, **steps.room(x))
         if bias is not None:
             y.add_(bias[:, None])
         ctx.steps = steps
@@ -92,11 +90,10 @@ class _SpectralConvolution(torch.autograd.Function):
         elif want_x or want_weight:
             planes = _pixel_planes(x, steps) if ctx.planes is None else ctx.planes
             ctx.planes = None  # they are about to be overwritten
-            kernel = _pixel_first(weight)
-            program = (steps.backward if want_x else steps.backward_kernel) if want_weight else steps.backward_pixels
-            grad_kernel = large_empty(*kernel.shape) if want_weight else kernel.new_empty(0)
-            program(planes=planes, kernel=kernel, grad=_whole(grad, steps), grad_kernel=grad_kernel, **steps.room(x))
-            grad_weight = grad_kernel.permute(3, 2, 0, 1) if want_weight else None
+            taps = tap_planes(weight, steps) if want_x else large_empty(*steps.tap_shape)
+            program = (steps.backward if want_x else steps.backward_taps) if want_weight else steps.backward_pixels
+            program(planes=planes, tap_planes=taps, grad=_whole(grad, steps), **steps.room(x, back=True))
+            grad_weight = _taps_back(taps, weight, steps) if want_weight else None
             grad_x = _pixels_back(planes, steps) if want_x else None
         return grad_x, grad_weight, grad.sum((0, 2, 3)) if want_bias else None, None, None
 
@@ -108,6 +105,13 @@ def _whole(grad: Float[Tensor, "b o y x"], steps: Steps) -> Float[Tensor, "yt xt
     if g.shape[:2] == (height, width):
         return g.contiguous()
     return F.pad(g, (0, 0, 0, 0, 0, width - g.shape[1], 0, height - g.shape[0]))
+
+
+def _taps_back(taps: Tensor, weight: Tensor, steps: Steps) -> Float[Tensor, "o c kh kw"]:
+    out, channels, height, width = weight.shape
+    grad_kernel = large_empty(height, width, channels, out)
+    steps.from_tap_planes(tap_planes=taps, grad_kernel=grad_kernel)
+    return grad_kernel.permute(3, 2, 0, 1)
 
 
 def _pixels_back(planes: Tensor, steps: Steps) -> Float[Tensor, "b c y x"]:

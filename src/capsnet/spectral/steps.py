@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from capsnet.kernels.products import Place, Products, Program, Runs, offsets, runs
-from capsnet.spectral.frequencies import Axis, Crossing, Frequency, Group, frequencies, groups, planes
+from capsnet.spectral.frequencies import Axis, Crossing, Group, frequencies, groups, planes
 
 _CACHE = 8 * 2**20  # bytes of values at a time, which should stay in the third-level cache
 _ROWS = 128  # of a product that a thread does at a time
@@ -28,14 +28,13 @@ class Transform:
         starts: list[list[tuple[int, int]]],
         columns: Runs,
     ) -> None:
-        self.matrix, self.transposed = matrix.contiguous(), matrix.T.contiguous()
+        self.matrix = matrix.contiguous()
         count, length = matrix.shape
-        rows, depth = range(0, count * length, length), range(length)
         source, target = _columns([pair for group in starts for pair in group])
-        self.job = Products(([0] * len(source), source, target), (rows, targets), (depth, sources), columns)
-        rows, depth = range(0, count * length, count), range(count)
+        self.job = Products(([0] * len(source), source, target), (length, targets), (range(length), sources), columns)
+        depth = range(0, count * length, length)  # rows of the transposed matrix are columns of the matrix
         self.jobs_back = [
-            Products(([0] * len(source), target, source), (rows, sources), (depth, targets), columns.swapped())
+            Products(([0] * len(source), target, source), (1, sources), (depth, targets), columns.swapped())
             for source, target in map(_columns, starts)
         ]
 
@@ -46,7 +45,7 @@ class Transform:
         for number, job in enumerate(self.jobs_back):
             if number:
                 program.wait()
-            program.add(job, self.transposed, target, source, add=add, large=large)
+            program.add(job, self.matrix, target, source, add=add, large=large)
 
 
 class Steps:
@@ -55,8 +54,8 @@ class Steps:
     Pixels lie (y, x, channel, image), weights (y, x, channel, out). After the transform of their rows there are planes
     of frequencies: pixels (plane, phase, tile, x, channel, image), weights (plane, phase, x, channel, out). After that
     of the columns there are values: pixels (value, inputs, images), weights (value, inputs, out), and their products,
-    the results (value, out, images). Inputs count phases and channels; images count tiles too. Planes of pixels are
-    made whole; planes of weights, and all values, only for one frequency of the rows and some channels at a time.
+    the results (value, out, images). Inputs count phases and channels; images count tiles too. Planes are made whole;
+    values only for one frequency of the rows and some channels at a time.
     """
 
     def __init__(self, rows: Axis, columns: Axis, batch: int, channels: int, out: int) -> None:
@@ -85,16 +84,16 @@ class Steps:
         classes = (range(rows.full), self.planes), (range(rows.full, rows.phases), self.planes - 1)
         return [(phases, count) for phases, count in classes if phases]
 
-    def room(self, like: Tensor) -> dict[str, Tensor]:
-        """Buffers for what does not outlive the program, small enough for the cache."""
+    def room(self, like: Tensor, back: bool = False) -> dict[str, Tensor]:
+        """Buffers for what does not outlive the program, forward or ``back``, small enough for the cache."""
         chunks = [chunk for group in self.groups for chunk in group.chunks.values()]
         sizes = {
             "pixel_values": max(chunk.pixel_values for chunk in chunks),
             "tap_values": max(chunk.tap_values for chunk in chunks),
-            "tap_rows": max(chunk.tap_rows_size for chunk in chunks),
-            "grad_tap_rows": max(chunk.tap_rows_size for chunk in chunks),
             "results": max(group.count for group in self.groups) * self.result_value,
         }
+        if back:
+            sizes["grad_tap_values"] = sizes["tap_values"]
         return {name: like.new_empty(size) for name, size in sizes.items()}
 
     @cached_property
@@ -118,58 +117,50 @@ class Steps:
 
     @cached_property
     def to_tap_planes(self) -> Program:
-        """From ``kernel`` to all its ``tap_planes``, which can be kept for as long as it does not change."""
+        """From ``kernel`` to ``tap_planes``."""
         program = Program()
-        rows, row = self.rows, self.columns.kernel * self.tap
-        matrix = planes(self.frequencies, "taps")
-        for phases, count in self.classes():
-            taps = offsets((rows.taps(phases[0]), rows.stride * row))
-            targets = offsets((count, self.tap_plane))
-            starts = [[(s * row, s * row) for s in phases]]
-            transform = Transform(matrix[:count, : len(taps)], taps, targets, starts, runs(row))
+        for transform in self._tap_rows():
             transform.forward(program, Place("kernel"), Place("tap_planes"), large=True)
         return program
 
     @cached_property
-    def forward(self) -> Program:
-        """From ``planes`` and ``kernel`` to ``y``."""
-        return self._forward(kept=False)
+    def from_tap_planes(self) -> Program:
+        """From ``tap_planes``, which hold gradients, to ``grad_kernel``."""
+        program = Program()
+        for transform in self._tap_rows():
+            transform.adjoint(program, Place("tap_planes"), Place("grad_kernel"), large=True)
+        return program
 
     @cached_property
-    def forward_kept(self) -> Program:
+    def forward(self) -> Program:
         """From ``planes`` and ``tap_planes`` to ``y``."""
-        return self._forward(kept=True)
-
-    def _forward(self, kept: bool) -> Program:
         program = Program()
         for number, group in enumerate(self.groups):
             for start, chunk in group.in_order():
-                chunk.forward(program, start, kept)
+                chunk.forward(program, start)
             group.outputs.forward(program, Place("results"), Place("y"), add=number > 0)
         return program
 
     @cached_property
     def backward(self) -> Program:
-        """From ``grad`` to ``grad_kernel``, and to the gradients of ``planes`` where these lie."""
-        return self._backward(want_pixels=True, want_kernel=True)
+        """From ``grad`` to the gradients of ``planes`` and ``tap_planes`` where these lie."""
+        return self._backward(want_pixels=True, want_taps=True)
 
     @cached_property
     def backward_pixels(self) -> Program:
-        return self._backward(want_pixels=True, want_kernel=False)
+        return self._backward(want_pixels=True, want_taps=False)
 
     @cached_property
-    def backward_kernel(self) -> Program:
-        return self._backward(want_pixels=False, want_kernel=True)
+    def backward_taps(self) -> Program:
+        """The same, whatever is in ``tap_planes``."""
+        return self._backward(want_pixels=False, want_taps=True)
 
-    def _backward(self, want_pixels: bool, want_kernel: bool) -> Program:
+    def _backward(self, want_pixels: bool, want_taps: bool) -> Program:
         program = Program()
-        for number, group in enumerate(self.groups):
+        for group in self.groups:
             group.outputs.adjoint(program, Place("grad"), Place("results"))
             for start, chunk in group.in_order():
-                if want_kernel:
-                    chunk.kernel_gradient(program, start, add=number > 0)
-                if want_pixels:
-                    chunk.pixel_gradient(program, start)
+                chunk.backward(program, start, want_pixels, want_taps)
         return program
 
     def _pixel_rows(self) -> list[Transform]:
@@ -183,6 +174,17 @@ class Steps:
             ]
             targets = offsets((count, self.plane))
             transforms.append(Transform(matrix[:count], pixels, targets, starts, runs(row)))
+        return transforms
+
+    def _tap_rows(self) -> list[Transform]:
+        """For phases with equally many taps."""
+        rows, row = self.rows, self.columns.kernel * self.tap
+        matrix, transforms = planes(self.frequencies, "taps"), []
+        for phases, count in self.classes():
+            taps = offsets((rows.taps(phases[0]), rows.stride * row))
+            targets = offsets((count, self.tap_plane))
+            starts = [[(s * row, s * row) for s in phases]]
+            transforms.append(Transform(matrix[:count, : len(taps)], taps, targets, starts, runs(row)))
         return transforms
 
 
@@ -226,9 +228,6 @@ class ChunkSteps:
     def __init__(self, steps: Steps, group: Group, channels: int) -> None:
         self.steps, self.channels, self.planes = steps, channels, group.planes
         self.first_pixel, self.first_tap = group.first * steps.plane, group.first * steps.tap_plane
-        self.tap = channels * steps.out
-        self.tap_row = steps.columns.kernel * self.tap
-        self.tap_rows_size = group.planes * steps.rows.phases * self.tap_row
         self.crossings: list[CrossingSteps] = []
         self.pixel_values = self.tap_values = results = 0
         for crossing in group.crossings:
@@ -237,73 +236,56 @@ class ChunkSteps:
             self.pixel_values += crossed.count * crossed.pixel_value
             self.tap_values += crossed.count * crossed.tap_value
             results += crossed.count * steps.result_value
-        self.tap_rows = self._tap_rows(group.frequency)
 
-    def _tap_rows(self, frequency: Frequency) -> list[Transform]:
-        """The rows of the kernel, for phases with equally many taps."""
-        steps, rows = self.steps, self.steps.rows
-        row, matrix = steps.columns.kernel * steps.tap, planes([frequency], "taps")
-        classes = [range(rows.full)] if frequency.infinite else [phases for phases, _ in steps.classes()]
-        transforms = []
-        for phases in classes:
-            taps = offsets((rows.taps(phases[0]), rows.stride * row))
-            targets = offsets((self.planes, rows.phases * self.tap_row))
-            starts = [
-                [
-                    (s * row + x * steps.tap, s * self.tap_row + x * self.tap)
-                    for s in phases
-                    for x in range(steps.columns.kernel)
-                ]
-            ]
-            transforms.append(Transform(matrix[:, : len(taps)], taps, targets, starts, runs(self.tap)))
-        return transforms
-
-    def forward(self, program: Program, start: int, kept: bool) -> None:
+    def forward(self, program: Program, start: int) -> None:
         """Of the channels from ``start`` on."""
-        for x in self.crossings:
-            x.pixels.forward(program, self._pixels(start), x.pixels_at)
-        if not kept:
-            for transform in self.tap_rows:
-                transform.forward(program, self._kernel(start), Place("tap_rows"))
-            program.wait()
-        for x in self.crossings:
-            for transform in x.kept_taps if kept else x.taps:
-                source = Place("tap_planes", self.first_tap + start * self.steps.out) if kept else Place("tap_rows")
-                transform.forward(program, source, x.taps_at)
+        self._pixels_to_values(program, start)
+        self._taps_to_values(program, start)
         program.wait()
         for x in self.crossings:
             program.add(x.products, x.taps_at, x.pixels_at, x.results_at, add=start > 0)
         program.wait()
 
-    def kernel_gradient(self, program: Program, start: int, add: bool) -> None:
+    def backward(self, program: Program, start: int, want_pixels: bool, want_taps: bool) -> None:
+        """Gradients in the place of the planes, which nobody needs any more."""
+        if want_taps:
+            self._pixels_to_values(program, start)
+        if want_pixels:
+            self._taps_to_values(program, start)
+        program.wait()
+        if want_taps:
+            for x in self.crossings:
+                program.add(x.taps_back, x.pixels_at, x.results_at, x.grad_taps_at)
+            program.wait()
+        if want_pixels:
+            for x in self.crossings:
+                program.add(x.pixels_back, x.taps_at, x.results_at, x.pixels_at)
+        if want_taps:
+            self._taps_from_values(program, start)
+        program.wait()
+        if want_pixels:
+            self._pixels_from_values(program, start)
+
+    def _pixels_to_values(self, program: Program, start: int) -> None:
         for x in self.crossings:
             x.pixels.forward(program, self._pixels(start), x.pixels_at)
-        program.wait()
+
+    def _taps_to_values(self, program: Program, start: int) -> None:
         for x in self.crossings:
-            program.add(x.taps_back, x.pixels_at, x.results_at, x.taps_at)
-        program.wait()
+            for transform in x.taps:
+                transform.forward(program, self._taps(start), x.taps_at)
+
+    def _taps_from_values(self, program: Program, start: int) -> None:
         for number, x in enumerate(self.crossings):
             for transform in x.taps:
-                transform.adjoint(program, x.taps_at, Place("grad_tap_rows"), add=number > 0)
+                transform.adjoint(program, x.grad_taps_at, self._taps(start), add=number > 0)
             program.wait()
-        for transform in self.tap_rows:
-            transform.adjoint(program, Place("grad_tap_rows"), Place("grad_kernel", start * self.steps.out), add=add)
 
-    def pixel_gradient(self, program: Program, start: int) -> None:
-        """In the place of the pixels' planes, which nobody needs any more."""
-        for transform in self.tap_rows:
-            transform.forward(program, self._kernel(start), Place("tap_rows"))
-        program.wait()
-        for x in self.crossings:
-            for transform in x.taps:
-                transform.forward(program, Place("tap_rows"), x.taps_at)
+    def _pixels_from_values(self, program: Program, start: int) -> None:
         overwrite = _covered(self.steps.columns, self.steps.width)
         if not overwrite:
             program.add(self._nothing(), self._pixels(start), self._pixels(start), self._pixels(start))
-        program.wait()
-        for x in self.crossings:
-            program.add(x.pixels_back, x.taps_at, x.results_at, x.pixels_at)
-        program.wait()
+            program.wait()
         for number, x in enumerate(self.crossings):
             x.pixels.adjoint(program, x.pixels_at, self._pixels(start), add=number > 0 or not overwrite)
             program.wait()
@@ -311,15 +293,15 @@ class ChunkSteps:
     def _pixels(self, start: int) -> Place:
         return Place("planes", self.first_pixel + start * self.steps.batch)
 
-    def _kernel(self, start: int) -> Place:
-        return Place("kernel", start * self.steps.out)
+    def _taps(self, start: int) -> Place:
+        return Place("tap_planes", self.first_tap + start * self.steps.out)
 
     def _nothing(self) -> Products:
         """An empty sum for each pixel of these channels."""
         steps = self.steps
         starts = offsets((self.planes * steps.plane // steps.pixel, steps.pixel))
         length = self.channels * steps.batch
-        return Products(([0] * len(starts), [0] * len(starts), starts), ([0], [0]), ([], []), runs(length))
+        return Products(([0] * len(starts), [0] * len(starts), starts), (0, [0]), ([], []), runs(length))
 
 
 class CrossingSteps:
@@ -332,15 +314,9 @@ class CrossingSteps:
         self.inputs = self.row_phases * self.column_phases * self.channels
         self.pixel_value, self.tap_value = self.inputs * self.steps.images, self.inputs * self.steps.out
         self.pixels_at, self.taps_at = Place("pixel_values", pixels_at), Place("tap_values", taps_at)
-        self.results_at = Place("results", results_at)
-        self.pixels = self._pixels()
-        self.taps = self._taps(chunk.tap_row, chunk.tap)
+        self.grad_taps_at, self.results_at = Place("grad_tap_values", taps_at), Place("results", results_at)
+        self.pixels, self.taps = self._pixels(), self._taps()
         self.products, self.pixels_back, self.taps_back = self._products()
-
-    @cached_property
-    def kept_taps(self) -> list[Transform]:
-        """From planes of the whole weight."""
-        return self._taps(self.steps.columns.kernel * self.steps.tap, self.steps.tap)
 
     def _pixels(self) -> Transform:
         steps, columns = self.steps, self.steps.columns
@@ -366,9 +342,10 @@ class CrossingSteps:
         targets = offsets((self.count, self.pixel_value))
         return Transform(self.crossing.pixels, sources, targets, starts, numbers)
 
-    def _taps(self, row: int, tap: int) -> list[Transform]:
-        """For phases with equally many taps. A row of the kernel, and each of its taps, have so many numbers."""
+    def _taps(self) -> list[Transform]:
+        """For phases with equally many taps."""
         steps, columns = self.steps, self.steps.columns
+        tap, row = steps.tap, columns.kernel * steps.tap
         numbers, transforms = self.channels * steps.out, []
         targets = offsets((self.count, self.tap_value))
         for phases in range(min(columns.full, self.column_phases)), range(columns.full, self.column_phases):
@@ -394,11 +371,11 @@ class CrossingSteps:
         each, over, across = offsets((inputs, images)), offsets((out, images)), offsets((inputs, out))
         columns = runs(images, longest=512)
         return (
-            Products((taps, pixels, results), (range(out), over), (across, each), columns, rows_a_task=_ROWS),
-            Products((taps, results, pixels), (across, each), (range(out), over), columns, rows_a_task=_ROWS),
+            Products((taps, pixels, results), (1, over), (across, each), columns, rows_a_task=_ROWS),
+            Products((taps, results, pixels), (out, each), (range(out), over), columns, rows_a_task=_ROWS),
             Products(
                 (pixels, results, taps),
-                (each, across),
+                (images, across),
                 (range(images), range(images)),
                 runs(out, longest=128, column=images),
                 columns=over[:128],
