@@ -15,7 +15,7 @@ LEVELS = {
 kernels = [
     Extension(
         f"capsnet.kernels.{name}",
-        [f"{FOLDER}/parallel.c", f"{FOLDER}/products.c", f"{FOLDER}/routing.c"],
+        [f"{FOLDER}/{part}.c" for part in ("parallel", "products", "routing", "squash")],
         depends=[f"{FOLDER}/parallel.h", f"{FOLDER}/simd.h"],
         # `capsnet.kernels` loads only what the processor can run.
         extra_compile_args=["-O3", "-std=gnu11", *flags],

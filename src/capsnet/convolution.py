@@ -13,7 +13,6 @@ from capsnet.allocator import large_empty
 from capsnet.kernels.products import Place, Products, Program, offsets, runs
 from capsnet.spectral import best_tile, spectral_conv2d, steps_of, tap_planes
 from capsnet.spectral.steps import Steps
-from capsnet.tracing import is_traced
 
 Image = Float[Tensor, "batch channels height width"]
 Kernel = Float[Tensor, "out channels kh kw"]
@@ -39,18 +38,14 @@ def conv2d(
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> bool:
-    """Whether the kernels can do it: ordinary float32 tensors on the CPU, which nobody traces, transforms or casts."""
-    tensors = [t for t in (x, weight, bias) if t is not None]
+    """Whether the kernels can do it."""
     return (
-        not is_traced()  # first: a compiler cannot follow the rest
-        and kernels.available()
+        kernels.fit(*(t for t in (x, weight, bias) if t is not None))
         and not torch.is_autocast_enabled("cpu")
         and isinstance(stride, int)
         and isinstance(padding, int)
         and x.dim() == 4
         and x.numel() > 0
-        and all(type(t) in (Tensor, nn.Parameter) for t in tensors)
-        and all(t.device.type == "cpu" and t.dtype == torch.float32 and t.layout == torch.strided for t in tensors)
     )
 
 

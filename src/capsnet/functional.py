@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from capsnet import kernels
+from capsnet.kernels import squash as compiled
+
 MARGIN_PRESENT = 0.9
 """m⁺ of equation 4: a capsule whose class is present should be at least this long."""
 MARGIN_ABSENT = 0.1
@@ -27,6 +30,11 @@ def squash(s: Float[Tensor, "*shape"], dim: int = -1) -> Float[Tensor, "*shape"]
 
     `v = ‖s‖² / (1 + ‖s‖²) · s / ‖s‖`, along `dim`; `squash(0) = 0` with gradient 0.
     """
+    sizes = compiled.layout(s, dim) if kernels.fit(s) else None
+    return _squash(s, dim) if sizes is None else _Squash.apply(s, dim, sizes)
+
+
+def _squash(s: Tensor, dim: int) -> Tensor:
     scaled, scale = _scaled(_widen(s), dim)
     # Not `vector_norm`, which is ten times slower where `dim` is not the last in memory.
     squared = scaled.square().sum(dim, keepdim=True)
@@ -86,6 +94,23 @@ def reconstruction_weight(channels: int, height: int, width: int) -> float:
     if height * width <= PAPER_PIXELS:
         return RECONSTRUCTION_WEIGHT
     return RECONSTRUCTION_WEIGHT * MNIST_VALUES / (channels * height * width)
+
+
+class _Squash(torch.autograd.Function):
+    """One pass over memory each way."""
+
+    @staticmethod
+    def forward(ctx, s: Tensor, dim: int, sizes: tuple[int, int, int]) -> Tensor:
+        ctx.dim, ctx.sizes = dim, sizes
+        ctx.save_for_backward(s)
+        return compiled.squash(s, sizes)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (grad,), (s,) = grad_outputs, ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody differentiates again: operations that autograd can follow
+            return torch.autograd.grad(_squash(s, ctx.dim), s, grad, create_graph=True)[0], None, None
+        return compiled.squash_backward(s, grad, ctx.sizes), None, None
 
 
 def _widen(x: Tensor) -> Tensor:

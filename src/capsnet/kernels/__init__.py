@@ -9,6 +9,9 @@ from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
+from torch import Tensor, nn
+
+from capsnet.tracing import is_traced
 
 _LEVELS = {"AVX512": "_avx512", "AVX2": "_avx2"}
 
@@ -40,6 +43,16 @@ def run(name: str, job: ctypes.Structure) -> None:
 def available() -> bool:
     """Whether the compiled kernels are there and this processor can run them."""
     return library() is not None
+
+
+def fit(*tensors: Tensor) -> bool:
+    """Whether the kernels can take these: ordinary float32 tensors on the CPU, which nobody traces or transforms."""
+    return (
+        not is_traced()  # first: a compiler cannot follow the rest
+        and available()
+        and all(type(t) in (Tensor, nn.Parameter) for t in tensors)
+        and all(t.device.type == "cpu" and t.dtype == torch.float32 and t.layout == torch.strided for t in tensors)
+    )
 
 
 def lanes() -> int:

@@ -18,6 +18,8 @@ typedef __mmask16 lanes;
 #define STORE _mm512_storeu_ps
 #define STREAM _mm512_stream_ps
 #define MAX _mm512_max_ps
+#define MIN _mm512_min_ps
+#define SQRT _mm512_sqrt_ps
 #define LOAD_FIRST(lanes, from) _mm512_maskz_loadu_ps(lanes, from)
 #define STORE_FIRST(to, lanes, x) _mm512_mask_storeu_ps(to, lanes, x)
 #define ROUND(x) _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
@@ -37,6 +39,8 @@ typedef __m256i lanes;
 #define STORE _mm256_storeu_ps
 #define STREAM _mm256_stream_ps
 #define MAX _mm256_max_ps
+#define MIN _mm256_min_ps
+#define SQRT _mm256_sqrt_ps
 #define LOAD_FIRST(lanes, from) _mm256_maskload_ps(from, lanes)
 #define STORE_FIRST(to, lanes, x) _mm256_maskstore_ps(to, lanes, x)
 #define ROUND(x) _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
