@@ -80,7 +80,7 @@ def _direct_forward(x: torch.Size, weight: torch.Size, stride: int, bias: bool, 
         products = Products(
             ([0] * (rows * columns), *starts),
             (count, offsets((out, batch))),
-            (range(count), taps),
+            (1, taps),
             runs(batch, longest=512),
         )
     places = (Place(name) for name in ("weight", "pixels", "y"))
@@ -90,16 +90,16 @@ def _direct_forward(x: torch.Size, weight: torch.Size, stride: int, bias: bool, 
 
 @lru_cache(maxsize=32)
 def _direct_backward(grad: torch.Size, x: torch.Size, weight: torch.Size, stride: int) -> Program:
-    """From some rows of ``grad``, and the ``pixels`` below, to the weight's gradient from ``each_row``."""
-    (rows, columns, out, batch), (_, channels, _, width), (_, _, kh, kw) = grad, x, weight
+    """From some rows of ``grad`` (y, out, x, image), and the ``pixels`` below, to the weight's gradient from ``each_row``."""
+    (rows, out, columns, batch), (_, channels, _, width), (_, _, kh, kw) = grad, x, weight
     pixel, row = channels * batch, width * channels * batch
     taps = offsets((channels, batch), (kh, row), (kw, pixel))
     count, program = len(taps), Program()
     with torch.inference_mode(False):
         products = Products(
-            (offsets((rows, columns * out * batch)), offsets((rows, stride * row)), offsets((rows, out * count))),
-            (batch, offsets((out, count))),
-            (offsets((columns, out * batch), (batch, 1)), offsets((columns, stride * pixel), (batch, 1))),
+            (offsets((rows, out * columns * batch)), offsets((rows, stride * row)), offsets((rows, out * count))),
+            (columns * batch, offsets((out, count))),
+            (1, offsets((columns, stride * pixel), (batch, 1))),
             runs(count),
             columns=taps,
         )
@@ -146,19 +146,22 @@ def _weight_gradient(
 
     A few rows at a time: what the ReLU lets through is never in memory as a whole.
     """
-    pixels, g = _padded(x, padding), grad.permute(2, 3, 1, 0)
+    pixels, g = _padded(x, padding), grad.permute(2, 1, 3, 0)
     rows_at_once = 2 * torch.get_num_threads()
     grad_weight, grad_bias = torch.zeros_like(weight, memory_format=torch.contiguous_format), g.new_zeros(len(weight))
     for top in range(0, len(g), rows_at_once):
         some = g[top : top + rows_at_once]
-        if y is not None:
-            some = torch.ops.aten.threshold_backward(some, y.permute(2, 3, 1, 0)[top : top + rows_at_once], 0)
-        some = some.contiguous()
+        if y is None:
+            some = some.contiguous()
+        else:
+            shown, some = some, torch.empty(some.shape)
+            hidden_by = y.permute(2, 1, 3, 0)[top : top + rows_at_once]
+            torch.ops.aten.threshold_backward.grad_input(shown, hidden_by, 0, grad_input=some)
         program = _direct_backward(some.shape, pixels.permute(3, 2, 0, 1).shape, weight.shape, stride)
         each_row = g.new_empty(len(some), *weight.shape)
         program(grad=some, pixels=pixels[top * stride :], each_row=each_row)
         grad_weight += each_row.sum(0)
-        grad_bias += some.sum((0, 1, 3))
+        grad_bias += some.sum((0, 2, 3))
     return grad_weight, grad_bias
 
 

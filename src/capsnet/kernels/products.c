@@ -15,10 +15,10 @@
 
 typedef struct {
     const n *a0, *b0, *c0;               /* where each product starts */
-    const n *ak, *bk, *crow;             /* k in a, k in b, rows of c */
+    const n *bk, *crow;                  /* k in b, rows of c */
     const n *brun, *crun, *length;       /* runs of columns: where they start in b and c, and how long they are */
     const n *bcolumn;                    /* columns of b within a run, if they are not contiguous */
-    n arow;                              /* from one row of a to the next */
+    n arow, ak;                          /* from one row of a to the next, from one k to the next */
     n products, rows, depth, runs, rows_a_task;
 } plan;
 
@@ -37,23 +37,56 @@ typedef struct {
     float *const *buffers;
 } program;
 
+/* L vectors become the vectors of their first numbers, their second numbers, ... */
+INLINE void transpose(v x[L]) {
+#define SWAP(D) /* of pairs D apart: what is in the wrong half */                \
+    for (int i = 0; i < L; i++)                                                  \
+        if (!(i & D)) {                                                          \
+            const v a = x[i], b = x[i + D];                                      \
+            const whole from = LANE + (LANE & D) / D * (L - D);                  \
+            x[i] = __builtin_shuffle(a, b, from);                                \
+            x[i + D] = __builtin_shuffle(a, b, from + D);                        \
+        }
+    SWAP(1)
+    SWAP(2)
+    SWAP(4)
+#if L == 16
+    SWAP(8)
+#endif
+}
+
+INLINE int side_by_side(const n *at) {
+    int all = 1;
+    for (n i = 1; i < L; i++) all &= at[i] == at[0] + i;
+    return all;
+}
+
 static void pack(float *restrict panel, const float *b, const n *bk, const n *bcolumn, n depth, n columns) {
     const lanes left = first_lanes(columns), right = first_lanes(columns - L);
-    if (!bcolumn)
-        for (n k = 0; k < depth; k++) {
+    n k = 0;
+    if (!bcolumn) {
+        for (; k < depth; k++) {
             STORE(panel + k * WIDE, LOAD_FIRST(left, b + bk[k]));
             STORE(panel + k * WIDE + L, LOAD_FIRST(right, b + bk[k] + L));
         }
-    else
-        for (n k = 0; k < depth; k++)
-            for (n x = 0; x < WIDE; x++) panel[k * WIDE + x] = x < columns ? b[bk[k] + bcolumn[x]] : 0;
+        return;
+    }
+    for (; k + L <= depth && side_by_side(bk + k); k += L) /* here columns are read whole */
+        for (n x = 0; x < WIDE; x += L) {
+            v some[L];
+            for (int i = 0; i < L; i++) some[i] = x + i < columns ? LOAD(b + bk[k] + bcolumn[x + i]) : ZERO;
+            transpose(some);
+            for (int i = 0; i < L; i++) STORE(panel + (k + i) * WIDE + x, some[i]);
+        }
+    for (; k < depth; k++)
+        for (n x = 0; x < WIDE; x++) panel[k * WIDE + x] = x < columns ? b[bk[k] + bcolumn[x]] : 0;
 }
 
 typedef struct {
     const float *a, *b, *bias;
     float *c;
-    const n *ak, *bk, *crow;
-    n row, depth, ahead; /* from one row of a to the next */
+    const n *bk, *crow;
+    n arow, ak, depth, ahead;
     lanes left, right;
     int add, relu, stream;
 } strip;
@@ -73,11 +106,11 @@ typedef struct {
 #define A0 a0[0]
 #define A1 a0[step]
 #define A2 a0[2 * step]
-#define A3 a0[step3]
+#define A3 a0[3 * step]
 #define A4 a4[0]
 #define A5 a4[step]
 #define A6 a4[2 * step]
-#define A7 a4[step3]
+#define A7 a4[3 * step]
 #define STEP(r)               \
     {                         \
         const v y = SET(A##r); \
@@ -116,16 +149,16 @@ typedef struct {
     _mm_prefetch(s->b + s->bk[k] + 8 * WIDE + L, _MM_HINT_T0);
 #define ROWS(R, B)                                       \
     static void B##_rows##R(const strip *s, n row) {     \
-        const n step = s->row, step3 = 3 * step;         \
-        const float *a = s->a + row * step;              \
+        const n step = s->arow;                          \
+        const float *a0 = s->a + row * step, *a4 = a0 + 4 * step; \
         EACH##R(BEGIN)                                   \
         for (n k = 0; k < s->depth; k++) {               \
             const v left = B(k, 0), right = B(k, 1);     \
-            const float *a0 = a + s->ak[k], *a4 = a0 + 4 * step; \
-            (void)a4; (void)step3;                       \
             _mm_prefetch(a0 + s->ahead, _MM_HINT_T0);    \
             B##_AHEAD(k)                                 \
             EACH##R(STEP)                                \
+            a0 += s->ak;                                 \
+            a4 += s->ak;                                 \
         }                                                \
         EACH##R(END)                                     \
     }
@@ -188,14 +221,14 @@ static void task(const void *argument, n t) {
             const float *b = from + p->brun[run] + (p->bcolumn ? 0 : x);
             if (pack_first) pack(panel, b, p->bk + k, p->bcolumn ? p->bcolumn + x : 0, depth, columns);
             const strip s = {
-                .a = a,
+                .a = a + k * p->ak,
                 .b = pack_first ? panel : b,
                 .bias = end ? bias : 0,
                 .c = to + x,
-                .ak = p->ak + k,
                 .bk = p->bk + k,
                 .crow = p->crow,
-                .row = p->arow,
+                .arow = p->arow,
+                .ak = p->ak,
                 .depth = depth,
                 /* where rows lie side by side, the next ones: nobody else would fetch them in time */
                 .ahead = p->arow == 1 ? L : 0,

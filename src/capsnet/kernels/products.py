@@ -39,8 +39,8 @@ def offsets(*dimensions: tuple[int, int]) -> list[int]:
     return [sum(steps) for steps in product(*([i * stride for i in range(size)] for size, stride in dimensions))]
 
 
-_TABLES = ("a0", "b0", "c0", "ak", "bk", "crow", "brun", "crun", "length", "bcolumn")
-_SIZES = ("arow", "products", "rows", "depth", "runs", "rows_a_task")
+_TABLES = ("a0", "b0", "c0", "bk", "crow", "brun", "crun", "length", "bcolumn")
+_SIZES = ("arow", "ak", "products", "rows", "depth", "runs", "rows_a_task")
 
 
 class _Plan(ctypes.Structure):
@@ -66,7 +66,7 @@ class Products:
     Args:
         z: where each product starts in a, in b and in c.
         rows: from one row to the next in a, and where rows lie in c.
-        depth: where ``k`` lies in a and in b.
+        depth: from one ``k`` to the next in a, and where they lie in b.
         runs: the columns.
         columns: where the columns of a run lie in b, if they are not contiguous there.
         rows_a_task: how many rows of a product a thread does at a time; all by default.
@@ -76,17 +76,17 @@ class Products:
         self,
         z: tuple[Sequence[int], Sequence[int], Sequence[int]],
         rows: tuple[int, Sequence[int]],
-        depth: tuple[Sequence[int], Sequence[int]],
+        depth: tuple[int, Sequence[int]],
         runs: Runs,
         columns: Sequence[int] | None = None,
         rows_a_task: int | None = None,
     ) -> None:
-        listed = [*z, *depth, rows[1], *runs, columns]
+        listed = [*z, depth[1], rows[1], *runs, columns]
         # Held here for as long as the plan points to them.
         self._tables = [None if x is None else torch.tensor(x, dtype=torch.long, device="cpu") for x in listed]
         tables = (None if x is None else x.data_ptr() for x in self._tables)
-        sizes = len(z[0]), len(rows[1]), len(depth[0]), len(runs.b)
-        self.plan = _Plan(*tables, rows[0], *sizes, rows_a_task or len(rows[1]))
+        sizes = len(z[0]), len(rows[1]), len(depth[1]), len(runs.b)
+        self.plan = _Plan(*tables, rows[0], depth[0], *sizes, rows_a_task or len(rows[1]))
         self.aligned = not any(start % 16 for start in (*z[2], *rows[1], *runs.c))
 
 

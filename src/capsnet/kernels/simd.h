@@ -11,6 +11,8 @@
 #define L 16
 #define MOST_ROWS 8 /* of two vectors each, that have sums in registers */
 typedef __m512 v;
+typedef int whole __attribute__((vector_size(64)));
+#define LANE ((whole){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
 typedef __mmask16 lanes;
 #define SET _mm512_set1_ps
 #define ZERO _mm512_setzero_ps()
@@ -32,6 +34,8 @@ INLINE lanes first_lanes(long count) { return count >= L ? 0xffff : count > 0 ? 
 #define L 8
 #define MOST_ROWS 6
 typedef __m256 v;
+typedef int whole __attribute__((vector_size(32)));
+#define LANE ((whole){0, 1, 2, 3, 4, 5, 6, 7})
 typedef __m256i lanes;
 #define SET _mm256_set1_ps
 #define ZERO _mm256_setzero_ps()

@@ -31,10 +31,9 @@ class Transform:
         self.matrix = matrix.contiguous()
         count, length = matrix.shape
         source, target = _columns([pair for group in starts for pair in group])
-        self.job = Products(([0] * len(source), source, target), (length, targets), (range(length), sources), columns)
-        depth = range(0, count * length, length)  # rows of the transposed matrix are columns of the matrix
-        self.jobs_back = [
-            Products(([0] * len(source), target, source), (1, sources), (depth, targets), columns.swapped())
+        self.job = Products(([0] * len(source), source, target), (length, targets), (1, sources), columns)
+        self.jobs_back = [  # rows of the transposed matrix are columns of the matrix
+            Products(([0] * len(source), target, source), (1, sources), (length, targets), columns.swapped())
             for source, target in map(_columns, starts)
         ]
 
@@ -301,7 +300,7 @@ class ChunkSteps:
         steps = self.steps
         starts = offsets((self.planes * steps.plane // steps.pixel, steps.pixel))
         length = self.channels * steps.batch
-        return Products(([0] * len(starts), [0] * len(starts), starts), (0, [0]), ([], []), runs(length))
+        return Products(([0] * len(starts), [0] * len(starts), starts), (0, [0]), (0, []), runs(length))
 
 
 class CrossingSteps:
@@ -371,12 +370,12 @@ class CrossingSteps:
         each, over, across = offsets((inputs, images)), offsets((out, images)), offsets((inputs, out))
         columns = runs(images, longest=512)
         return (
-            Products((taps, pixels, results), (1, over), (across, each), columns, rows_a_task=_ROWS),
-            Products((taps, results, pixels), (out, each), (range(out), over), columns, rows_a_task=_ROWS),
+            Products((taps, pixels, results), (1, over), (out, each), columns, rows_a_task=_ROWS),
+            Products((taps, results, pixels), (out, each), (1, over), columns, rows_a_task=_ROWS),
             Products(
                 (pixels, results, taps),
                 (images, across),
-                (range(images), range(images)),
+                (1, range(images)),
                 runs(out, longest=128, column=images),
                 columns=over[:128],
                 rows_a_task=8 * _ROWS,
