@@ -90,7 +90,7 @@ def _direct_forward(x: torch.Size, weight: torch.Size, stride: int, bias: bool, 
 
 @lru_cache(maxsize=32)
 def _direct_backward(grad: torch.Size, x: torch.Size, weight: torch.Size, stride: int) -> Program:
-    """From some rows of ``grad`` (y, out, x, image), and the ``pixels`` below, to the weight's gradient from ``each_row``."""
+    """From some rows of ``grad``, (y, out, x, image), and ``pixels`` below to the weight's gradient by ``each_row``."""
     (rows, out, columns, batch), (_, channels, _, width), (_, _, kh, kw) = grad, x, weight
     pixel, row = channels * batch, width * channels * batch
     taps = offsets((channels, batch), (kh, row), (kw, pixel))

@@ -29,7 +29,7 @@ class Transform:
         columns: Runs,
     ) -> None:
         self.matrix = matrix.contiguous()
-        count, length = matrix.shape
+        length = matrix.shape[1]
         source, target = _columns([pair for group in starts for pair in group])
         self.job = Products(([0] * len(source), source, target), (length, targets), (1, sources), columns)
         self.jobs_back = [  # rows of the transposed matrix are columns of the matrix
