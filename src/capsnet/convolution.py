@@ -33,6 +33,8 @@ def conv2d(
             return y.relu_() if relu else y
         if direct_wins(x, weight):
             return direct_conv2d(x, weight, bias, stride, padding, relu)
+    if x.device.type == "cuda":  # tensor cores want channels last; cuDNN would convert another layout, and back again
+        x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
     y = F.conv2d(x, weight, bias, stride, padding)
     return y.relu() if relu else y
 

@@ -1,8 +1,16 @@
-"""Where to compute."""
+"""Where to compute, and how a training step is computed there."""
+
+import importlib.util
+import shutil
+from collections.abc import Callable
 
 import torch
 
 from capsnet.errors import InputError
+from capsnet.models import Model
+
+_WORTH_COMPILING = 5000
+"""Training steps that repay the half minute or so that compiling takes."""
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
@@ -18,3 +26,20 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
         here = ", ".join(kind for kind, there in present.items() if there)
         raise InputError(f"this machine has no device {name!r} that PyTorch can use; it has: {here}")
     return torch.device(name)
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Whether `torch.compile` can make kernels for this GPU: it wants Triton, and that a C compiler."""
+    there = any(map(shutil.which, ("cc", "gcc", "clang")))
+    return device.type == "cuda" and there and importlib.util.find_spec("triton") is not None
+
+
+def training_loss(model: Model, device: torch.device, steps: int) -> Callable:
+    """`model.loss`, for so many steps on batches of one size.
+
+    A GPU does a step in less time than Python takes to ask it for each operation. There it is compiled, which fuses
+    what lies between the convolutions, routing with it, and asks for all of it at once (a CUDA graph).
+    """
+    if steps < _WORTH_COMPILING or not has_compiler(device):
+        return model.loss
+    return torch.compile(model.loss, mode="reduce-overhead", dynamic=False)

@@ -28,7 +28,7 @@ from capsnet.callbacks import (
 from capsnet.checkpoints import SafeCheckpointIO
 from capsnet.data import ImageSet, PairSet, PosedSet
 from capsnet.data.pictures import Framing, measure_framing
-from capsnet.devices import pick_device
+from capsnet.devices import pick_device, training_loss
 from capsnet.errors import InputError
 from capsnet.evaluation import missed_things
 from capsnet.health import PROBE
@@ -187,6 +187,9 @@ class TrainingModule(LightningModule):
         self.batches.move_to(self.device)
         self.batches.share_out(self.global_rank, self.trainer.world_size)
         self.model.train()
+        steps = len(self.batches.train_dataloader()) * self.recipe.epochs
+        alone = self.trainer.world_size == 1
+        self.loss = training_loss(self.model, self.device, steps) if alone else self.model.loss
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # What draws at random inside the model (dropout) then depends on nothing but seed, epoch and step.
@@ -197,7 +200,8 @@ class TrainingModule(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, torch.Tensor]:
         images, labels, targets = self.batches.train_batch(self.current_epoch, batch_idx)
         part = self.batches.train_part(batch_idx)
-        loss = self.model.loss(images, labels, targets)
+        # The last batch of an epoch may be smaller; another size would be compiled anew.
+        loss = (self.loss if len(images) == self.recipe.batch_size else self.model.loss)(images, labels, targets)
         sums = {"loss_mean": loss.total, **{f"{name}_loss": value for name, value in loss.parts.items()}}
         sums = {name: value.detach().float() * part.images for name, value in sums.items()}
         # The processes' gradients are averaged; what is wanted is the mean over all images of the batch.

@@ -14,6 +14,7 @@ import torch
 from capsnet.allocator import tune_allocator
 from capsnet.benchmark.textbook import TextbookCapsNet
 from capsnet.data import open_dataset, to_float
+from capsnet.devices import training_loss
 from capsnet.models import CapsNet
 from capsnet.optimizer import AdamW
 
@@ -61,20 +62,23 @@ def _prepare(name: str, batch_size: int, device: torch.device) -> dict[str, Call
     before = peak_memory(device)
     torch.manual_seed(0)
     model = (TextbookCapsNet() if name == "textbook" else CapsNet((1, 28, 28), 10)).to(device)
-    optimizer = (
-        AdamW(model.parameters(), weight_decay=0)
-        if name == "capsnet"
-        else torch.optim.Adam(model.parameters(), fused=True)
-    )
+    if isinstance(model, CapsNet):  # as `fit` trains it
+        optimizer = AdamW(model.parameters(), weight_decay=0)
+        loss = training_loss(model, device, steps=sys.maxsize)
+    else:
+        optimizer = torch.optim.Adam(model.parameters(), fused=True)
+        loss = model.loss
+    half = isinstance(model, CapsNet) and device.type == "cuda"
 
     def train_step() -> None:
-        loss: Any = model.loss(images, labels)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            total: Any = loss(images, labels)
         optimizer.zero_grad()
-        (loss if isinstance(loss, torch.Tensor) else loss.total).backward()
+        (total if isinstance(total, torch.Tensor) else total.total).backward()
         optimizer.step()
 
     def infer() -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
             model(images)
 
     return {
