@@ -10,7 +10,7 @@ demo: $(VENV)/.installed  ## train CapsNet on MNIST for one epoch, test it, draw
 	$(BIN)/capsnet train --epochs 1
 
 test: lint  ## everything that CI runs
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-dev  ## style and types
 	$(BIN)/ruff check .

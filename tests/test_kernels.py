@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from capsnet import kernels
 from capsnet.convolution import conv2d
+from capsnet.functional import _squash, squash
 from capsnet.routing import _Routing
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 needs_kernels = pytest.mark.skipif(not kernels.available(), reason="no compiled kernels here")
 
 
@@ -119,3 +121,70 @@ def test_nan_stays_nan():
     features = conv2d(images, torch.randn(8, 1, 5, 5), relu=True)
     assert features[3].isnan().all()
     assert features[:3].isfinite().all()
+
+
+@st.composite
+def vectors_apart(draw):
+    """Vectors whose numbers do not lie side by side, and the dimension along which they do lie."""
+    outer, dim, inner = draw(st.integers(1, 40)), draw(st.integers(1, 20)), draw(st.integers(8, 150))
+    g = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    s = torch.randn(outer, dim, inner, generator=g) * 10.0 ** draw(st.integers(-15, 15))
+    s[torch.rand(outer, 1, inner, generator=g).expand_as(s) < 0.1] = 0
+    order = draw(st.permutations(range(3)))
+    return s.permute(order), order.index(1), torch.randn(s.shape, generator=g).permute(order)
+
+
+@needs_kernels
+@given(vectors_apart())
+@settings(deadline=None)
+def test_squash_agrees_with_float64(drawn):
+    s, dim, grad = drawn
+    outcomes = []
+    for function, x in ((squash, s.clone()), (_squash, s.double())):
+        assert x.stride() == s.stride()
+        v = function(x.requires_grad_(), dim)
+        outcomes.append((v, *torch.autograd.grad(v, x, grad.to(x.dtype))))
+    assert "_Squash" in type(outcomes[0][0].grad_fn).__name__
+    # Vector by vector. Along a long one the gradient is a small difference of large terms, as large as across it.
+    length = s.double().norm(dim=dim, keepdim=True)
+    terms = grad.double().norm(dim=dim, keepdim=True) * length / (1 + length**2)
+    for actual, expected, least in zip(*outcomes, (0, terms), strict=True):
+        scale = torch.maximum(expected.norm(dim=dim, keepdim=True), torch.as_tensor(least)).clamp_min(1e-30)
+        assert ((actual.double() - expected).abs() / scale).max() <= 2e-6
+
+
+@needs_kernels
+def test_squash_takes_gradients_that_lie_otherwise_and_is_differentiated_twice():
+    s = torch.randn(3, 16, 9, 2, generator=torch.Generator().manual_seed(0)).permute(0, 2, 3, 1).requires_grad_()
+    same = s.detach().double().requires_grad_()
+    outcomes = []
+    for function, x in ((squash, s), (_squash, same)):
+        v = function(x, 1)
+        (first,) = torch.autograd.grad(v.sum(), x, retain_graph=True)  # of ones that are stored once
+        (graph,) = torch.autograd.grad(v.square().sum(), x, create_graph=True)
+        outcomes.append((first, graph, *torch.autograd.grad(graph.square().sum(), x)))
+    for actual, expected in zip(*outcomes, strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@needs_kernels
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-20, 1e20, 1e37])
+def test_squash_and_its_gradient_are_finite(scale):
+    s = (torch.randn(5, 8, 16, generator=torch.Generator().manual_seed(1)) * scale).requires_grad_()
+    v = squash(s, 1)
+    (gradient,) = torch.autograd.grad(v.sum(), s)
+    assert v.isfinite().all()
+    assert gradient.isfinite().all()
+    assert (v.abs() <= 1).all()
+    if scale == 0:
+        assert not v.any()
+        assert not gradient.any()
+
+
+@needs_kernels
+def test_squash_of_numbers_that_are_none_is_none():
+    s = torch.zeros(2, 4, 16)
+    s[0, 1, 3] = torch.nan
+    v = squash(s, 1)
+    assert v[0, :, 3].isnan().all()
+    assert v.isnan().sum() == 4

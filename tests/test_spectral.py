@@ -15,7 +15,10 @@ from capsnet import kernels
 from capsnet.convolution import Conv2d, conv2d, direct_conv2d, direct_wins, spectral_wins
 from capsnet.spectral import spectral_conv2d
 
-pytestmark = pytest.mark.skipif(not kernels.available(), reason="no compiled kernels here")
+pytestmark = [
+    pytest.mark.skipif(not kernels.available(), reason="no compiled kernels here"),
+    pytest.mark.usefixtures("two_threads"),
+]
 
 PRIMARY = torch.Size((32, 256, 20, 20)), torch.Size((256, 256, 9, 9)), 2, 0
 BASELINE = torch.Size((32, 256, 28, 28)), torch.Size((256, 256, 5, 5)), 1, 2
