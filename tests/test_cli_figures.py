@@ -6,8 +6,9 @@ import pytest
 
 import capsnet
 from capsnet import cli, data, pretrained, runs
+from capsnet.insight import gallery
 
-FIGURES = ("agreement", "equivariance", "health", "perturbations", "reconstructions")
+FIGURES = ("agreement", "equivariance", "health", "perturbations", "reconstructions", "robustness")
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,8 @@ def files(*names):
     return {f"{name}{dark}.{kind}" for name in names for dark in ("", "-dark") for kind in ("png", "svg")}
 
 
-def test_all_figures_that_apply_are_written(tmp_path, capsys):
+def test_all_figures_that_apply_are_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gallery, "ROBUSTNESS_IMAGES", 20)
     run = shutil.copytree(pretrained.folder("mnist"), tmp_path / "run")
     status, out, err = typed(capsys, "figures", run, "--beside", pretrained.folder("mnist-cnn"), "--image", 3)
     assert status == 0, err

@@ -241,7 +241,7 @@ def figures():
     digits = capsnet.ImageSet(pictures(12)[:, :, :12, :14], torch.arange(12) % 3, NAMES)
     pairs = dict(gallery.figures_of(tiny(), PairSet(digits, 8)))
     history = health.History([1.0, 2.0], {"loss_mean": [1.0, 0.5], "dead_primary": [0.0, 0.5]})
-    assert list(single) == ["reconstructions", "perturbations", "agreement", "equivariance"]
+    assert list(single) == ["reconstructions", "perturbations", "agreement", "equivariance", "robustness"]
     assert list(pairs) == ["overlap", "agreement"]
     return {**single, **pairs, "health": lambda dark: health.draw_health(history, dark)}
 
@@ -251,7 +251,7 @@ def luminance(colour):
 
 
 def test_figures_are_light_or_dark_in_png_and_svg(figures):
-    assert len(figures) == 6
+    assert len(figures) == 7
     for draw in figures.values():
         for dark, paper in ((False, style.LIGHT.paper), (True, style.DARK.paper)):
             figure = draw(dark)

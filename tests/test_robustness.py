@@ -6,7 +6,7 @@ from torch import nn
 import capsnet
 from capsnet import robustness
 from capsnet.data.draws import draw
-from capsnet.insight.robustness import draw_robustness, robustness_table, write_robustness
+from capsnet.insight.robustness import draw_robustness, robustness_table
 from capsnet.robustness import TRANSFORMATIONS, Measurement, measure_robustness
 
 
@@ -163,12 +163,3 @@ def test_the_figure_has_a_panel_for_each_transformation_and_a_line_for_each_mode
         assert np.allclose(shown, wanted)
     few = draw_robustness([row for row in rows if row.transformation in ("noise", "shift", "scale", "shear")])
     assert sum(axes.axison for axes in few.axes) == 4
-
-
-def test_all_files_are_written(rows, tmp_path):
-    written = write_robustness(rows, tmp_path / "new")
-    assert {path.name for path in written} == {path.name for path in (tmp_path / "new").iterdir()}
-    assert {path.name for path in written} == {
-        *("robustness.md", "robustness.png", "robustness.svg", "robustness-dark.png", "robustness-dark.svg")
-    }
-    assert (tmp_path / "new/robustness.png").read_bytes() != (tmp_path / "new/robustness-dark.png").read_bytes()

@@ -31,7 +31,7 @@ class Figures:
     image: Annotated[int | None, optional("INT")] = None
     """The test image that is perturbed, routed and turned; by default the first that is recognised."""
     beside: Annotated[Path | None, optional("RUN")] = None
-    """The run of another model, a CNN say, to compare with when the image is turned, scaled and shifted."""
+    """The run of another model, a CNN say, to compare with when images are turned, scaled, moved, …: takes minutes."""
 
     def run(self) -> None:
         from capsnet.insight.style import as_bytes

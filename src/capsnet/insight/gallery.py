@@ -13,8 +13,12 @@ from capsnet.insight.equivariance import draw_equivariance, sweep
 from capsnet.insight.overlap import Overlap, draw_overlap, separate_with_wrong
 from capsnet.insight.perturbations import draw_perturbations, perturb
 from capsnet.insight.reconstructions import choose_examples, draw_reconstructions, reconstruct
+from capsnet.insight.robustness import draw_robustness
 from capsnet.models import CapsNet, Model
+from capsnet.robustness import measure_robustness
 
+ROBUSTNESS_IMAGES = 500
+"""So many test images are turned, scaled, ... where a model stands beside: a minute or two on two cores."""
 PAIRS = 6
 """So many pairs are told apart in the figure of overlaps."""
 
@@ -55,6 +59,10 @@ def _of_images(
         yield "perturbations", partial(draw_perturbations, perturb(model, image, names))
     yield "agreement", partial(draw_agreement, agree(model, image, names))
     yield "equivariance", partial(draw_equivariance, sweep(model, image, names, beside))
+    if beside is not None:
+        models = {"CapsNet": model, "another CapsNet" if isinstance(beside, CapsNet) else "CNN": beside}
+        rows = measure_robustness(models, test_set.first(ROBUSTNESS_IMAGES))
+        yield "robustness", partial(draw_robustness, rows)
 
 
 def _of_pairs(model: CapsNet, test_set: PairSet, number: int) -> Iterator[tuple[str, Draw]]:

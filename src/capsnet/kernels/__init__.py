@@ -1,4 +1,4 @@
-"""Kernels in C for processors with AVX-512 or AVX2: routing, and the matrix products of the spectral convolution.
+"""Kernels in C for processors with AVX-512 or AVX2: routing, squash, and the products of the spectral convolution.
 
 They are compiled when the package is installed, if there is a compiler (`setup.py`), and are used when the processor
 has what they need. Without them everything works through PyTorch alone, only slower: `available` says which it is.

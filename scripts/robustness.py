@@ -1,0 +1,44 @@
+"""Write docs/robustness.md and its figure: the CapsNet and the CNN that come with the package, on all test digits.
+
+.venv/bin/python scripts/robustness.py                    # measure, which takes minutes, and write them
+.venv/bin/python scripts/robustness.py CAPSNET CNN OUT    # the same of two runs of your own, into a folder
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from capsnet import load, open_dataset, pretrained, runs
+from capsnet.data import ImageSet
+from capsnet.insight.robustness import draw_robustness, robustness_table
+from capsnet.insight.style import as_bytes
+from capsnet.robustness import measure_robustness
+
+ROOT = Path(__file__).parents[1]
+BEGIN = "<!-- scripts/robustness.py writes what follows -->\n\n"
+
+
+def main() -> None:
+    own = [Path(word) for word in sys.argv[1:]]
+    if len(own) not in (0, 3):
+        raise SystemExit(__doc__)
+    folders = own[:2] or [pretrained.folder("mnist"), pretrained.folder("mnist-cnn")]
+    out = own[2] if own else ROOT / "docs"
+    test_set = open_dataset("mnist", "test")
+    assert isinstance(test_set, ImageSet)
+    capsnet, cnn = map(load, folders)
+    rows = measure_robustness({"CapsNet": capsnet, "CNN": cnn}, test_set)
+    runs.make_folder(out)
+    for ending, dark in (("", False), ("-dark", True)):
+        runs.write_atomically(out / f"robustness{ending}.png", as_bytes(draw_robustness(rows, dark), "png"))
+    page = out / "robustness.md"
+    about = page.read_text().partition(BEGIN)[0] if page.exists() else ""
+    made = runs.environment(torch.device("cpu"))
+    measured = f"{len(test_set):,} test digits, {made['device']}, PyTorch {made['torch']}.\n\n"
+    runs.write_atomically(page, (about + BEGIN + measured + robustness_table(rows)).encode())
+    print(page)
+
+
+if __name__ == "__main__":
+    main()
