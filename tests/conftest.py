@@ -1,5 +1,10 @@
+import signal
+
 import pytest
 import torch
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else processes that tests start would ignore Ctrl-C
 
 
 @pytest.fixture(scope="session", autouse=True)
