@@ -91,21 +91,22 @@ def _direct_forward(x: torch.Size, weight: torch.Size, stride: int, bias: bool, 
 
 
 @lru_cache(maxsize=32)
-def _direct_backward(grad: torch.Size, x: torch.Size, weight: torch.Size, stride: int) -> Program:
-    """From some rows of ``grad``, (y, out, x, image), and ``pixels`` below to the weight's gradient by ``each_row``."""
-    (rows, out, columns, batch), (_, channels, _, width), (_, _, kh, kw) = grad, x, weight
+def _direct_backward(grad: torch.Size, x: torch.Size, weight: torch.Size, stride: int, relu: bool) -> Program:
+    """From ``grad``, what ``hidden_by`` lets through of it, and ``pixels`` to gradients of weight and bias by row."""
+    (rows, columns, out, batch), (_, channels, _, width), (_, _, kh, kw) = grad, x, weight
     pixel, row = channels * batch, width * channels * batch
     taps = offsets((channels, batch), (kh, row), (kw, pixel))
     count, program = len(taps), Program()
     with torch.inference_mode(False):
         products = Products(
-            (offsets((rows, out * columns * batch)), offsets((rows, stride * row)), offsets((rows, out * count))),
-            (columns * batch, offsets((out, count))),
-            (1, offsets((columns, stride * pixel), (batch, 1))),
+            (offsets((rows, columns * out * batch)), offsets((rows, stride * row)), offsets((rows, out * count))),
+            (batch, offsets((out, count))),
+            (offsets((columns, out * batch), (batch, 1)), offsets((columns, stride * pixel), (batch, 1))),
             runs(count),
             columns=taps,
         )
-    program.add(products, Place("grad"), Place("pixels"), Place("each_row"))
+    places = (Place(name) for name in ("grad", "pixels", "weights"))
+    program.add(products, *places, hidden_by="hidden_by" if relu else None, sums="biases")
     return program
 
 
@@ -146,25 +147,14 @@ def _weight_gradient(
 ) -> tuple[Kernel, Bias]:
     """Of weight and bias; where ``y`` is zero or below, a ReLU has hidden it.
 
-    A few rows at a time: what the ReLU lets through is never in memory as a whole.
+    Each row of results is summed alone, and what the ReLU lets through of it is never in memory as a whole.
     """
-    pixels, g = _padded(x, padding), grad.permute(2, 1, 3, 0)
-    rows_at_once = 2 * torch.get_num_threads()
-    grad_weight, grad_bias = torch.zeros_like(weight, memory_format=torch.contiguous_format), g.new_zeros(len(weight))
-    for top in range(0, len(g), rows_at_once):
-        some = g[top : top + rows_at_once]
-        if y is None:
-            some = some.contiguous()
-        else:
-            shown, some = some, torch.empty(some.shape)
-            hidden_by = y.permute(2, 1, 3, 0)[top : top + rows_at_once]
-            torch.ops.aten.threshold_backward.grad_input(shown, hidden_by, 0, grad_input=some)
-        program = _direct_backward(some.shape, pixels.permute(3, 2, 0, 1).shape, weight.shape, stride)
-        each_row = g.new_empty(len(some), *weight.shape)
-        program(grad=some, pixels=pixels[top * stride :], each_row=each_row)
-        grad_weight += each_row.sum(0)
-        grad_bias += some.sum((0, 2, 3))
-    return grad_weight, grad_bias
+    pixels, g = _padded(x, padding), grad.permute(2, 3, 1, 0).contiguous()
+    program = _direct_backward(g.shape, pixels.permute(3, 2, 0, 1).shape, weight.shape, stride, y is not None)
+    weights, biases = g.new_empty(len(g), *weight.shape), g.new_zeros(len(g), len(weight))
+    seen = {} if y is None else {"hidden_by": y.permute(2, 3, 1, 0).contiguous()}
+    program(grad=g, pixels=pixels, weights=weights, biases=biases, **seen)
+    return weights.sum(0), biases.sum(0)
 
 
 def _padded(x: Image, padding: int) -> Float[Tensor, "y x channels batch"]:

@@ -12,12 +12,14 @@
 
 #define WIDE (2 * L) /* columns of a panel */
 #define DEEP 256     /* most rows of a panel: 16 or 32 KiB, which stay in the first-level cache */
+#define COPIED 128   /* most rows of a that are copied at a time: 128 KiB, which stay in the second-level cache */
 
 typedef struct {
     const n *a0, *b0, *c0;               /* where each product starts */
     const n *bk, *crow;                  /* k in b, rows of c */
     const n *brun, *crun, *length;       /* runs of columns: where they start in b and c, and how long they are */
     const n *bcolumn;                    /* columns of b within a run, if they are not contiguous */
+    const n *aplace;                     /* k in a, if not one step apart: then rows of a are copied side by side */
     n arow, ak;                          /* from one row of a to the next, from one k to the next */
     n products, rows, depth, runs, rows_a_task;
 } plan;
@@ -25,6 +27,7 @@ typedef struct {
 typedef struct {
     const plan *plan;
     n a, b, c, bias;             /* numbers of buffers; bias may be -1, for none */
+    n hidden_by, sums;           /* the same; where rows of a are copied: only where these are positive; their sums */
     n a_start, b_start, c_start; /* where in them */
     n first;                     /* number of its first task */
     n before;                    /* tasks that must be done before any of its own */
@@ -80,6 +83,32 @@ static void pack(float *restrict panel, const float *b, const n *bk, const n *bc
         }
     for (; k < depth; k++)
         for (n x = 0; x < WIDE; x++) panel[k * WIDE + x] = x < columns ? b[bk[k] + bcolumn[x]] : 0;
+}
+
+/* Rows of a, copied side by side; what they add up to is added to `sums`. */
+static void copy_rows(float *restrict to, const float *a, const float *by, const n *place, n arow, n rows, n depth,
+                      float *sums) {
+    int whole_vector[DEEP / L + 1];
+    for (n k = 0; k < depth; k += L) whole_vector[k / L] = k + L <= depth && side_by_side(place + k);
+    for (n row = 0; row < rows; row++, a += arow, by = by ? by + arow : 0, to += depth) {
+        v sum = ZERO;
+        float rest = 0, each[L];
+        for (n k = 0; k < depth; k += L)
+            if (whole_vector[k / L]) {
+                v x = LOAD(a + place[k]);
+                if (by) x = unless_hidden(x, LOAD(by + place[k]));
+                STORE(to + k, x);
+                sum += x;
+            } else
+                for (n i = k; i < k + L && i < depth; i++) {
+                    to[i] = by && by[place[i]] <= 0 ? 0 : a[place[i]];
+                    rest += to[i];
+                }
+        if (!sums) continue;
+        STORE(each, sum);
+        for (int i = 0; i < L; i++) rest += each[i];
+        sums[row] += rest;
+    }
 }
 
 typedef struct {
@@ -204,31 +233,35 @@ static void task(const void *argument, n t) {
     const n last = first + p->rows_a_task < p->rows ? first + p->rows_a_task : p->rows;
     const float *a = g->buffers[j->a] + j->a_start + p->a0[z], *from = g->buffers[j->b] + j->b_start + p->b0[z];
     const float *bias = j->bias < 0 ? 0 : g->buffers[j->bias];
+    const float *by = j->hidden_by < 0 ? 0 : g->buffers[j->hidden_by] + p->a0[z];
+    float *sums = j->sums < 0 || run ? 0 : g->buffers[j->sums] + z * p->rows + first;
     float *to = g->buffers[j->c] + j->c_start + p->c0[z] + p->crun[run];
     /* Few rows: reading them in place twice is quicker, unless the first would overwrite what the second read. */
     const int pack_first = last - first > 16 || p->bcolumn || g->buffers[j->b] == g->buffers[j->c];
     const int stream = j->stream && (unsigned long)to % sizeof(v) == 0;
     rows_fn *const *rows = pack_first ? panel_rows : place_rows;
-    float panel[DEEP * WIDE] __attribute__((aligned(64)));
+    float panel[DEEP * WIDE] __attribute__((aligned(64))), copied[p->aplace ? COPIED * DEEP : 1];
     const n length = p->length[run], pieces = (p->depth + DEEP - 1) / DEEP;
     const n deep = pieces ? (p->depth + pieces - 1) / pieces : 1; /* equal pieces: a short one costs as much as a whole */
     n k = 0;
-    do /* once where there is nothing to sum up, too: then c is zero */
+    do { /* once where there is nothing to sum up, too: then c is zero */
+        const n depth = p->depth - k < deep ? p->depth - k : deep;
+        const int end = k + depth == p->depth;
+        if (p->aplace) copy_rows(copied, a + first * p->arow, by ? by + first * p->arow : 0, p->aplace + k, p->arow,
+                                 last - first, depth, sums);
         for (n x = 0; x < length; x += WIDE) {
             const n columns = length - x < WIDE ? length - x : WIDE;
-            const n depth = p->depth - k < deep ? p->depth - k : deep;
-            const int end = k + depth == p->depth;
             const float *b = from + p->brun[run] + (p->bcolumn ? 0 : x);
             if (pack_first) pack(panel, b, p->bk + k, p->bcolumn ? p->bcolumn + x : 0, depth, columns);
             const strip s = {
-                .a = a + k * p->ak,
+                .a = p->aplace ? copied - first * depth : a + k * p->ak,
                 .b = pack_first ? panel : b,
                 .bias = end ? bias : 0,
                 .c = to + x,
                 .bk = p->bk + k,
                 .crow = p->crow,
-                .arow = p->arow,
-                .ak = p->ak,
+                .arow = p->aplace ? depth : p->arow,
+                .ak = p->aplace ? 1 : p->ak,
                 .depth = depth,
                 /* where rows lie side by side, the next ones: nobody else would fetch them in time */
                 .ahead = p->arow == 1 ? L : 0,
@@ -244,7 +277,7 @@ static void task(const void *argument, n t) {
                 rows[count](&s, row);
             }
         }
-    while ((k += deep) < p->depth);
+    } while ((k += deep) < p->depth);
 }
 
 /* Numbers the tasks of a program, once. Returns how many there are. */

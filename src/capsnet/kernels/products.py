@@ -11,6 +11,7 @@ from torch import Tensor
 from capsnet.kernels import library, run
 
 _RUN = 2048  # numbers in a run, if they can be cut anywhere
+_COPIED = 128  # COPIED in products.c
 
 
 class Runs(NamedTuple):
@@ -39,7 +40,7 @@ def offsets(*dimensions: tuple[int, int]) -> list[int]:
     return [sum(steps) for steps in product(*([i * stride for i in range(size)] for size, stride in dimensions))]
 
 
-_TABLES = ("a0", "b0", "c0", "bk", "crow", "brun", "crun", "length", "bcolumn")
+_TABLES = ("a0", "b0", "c0", "bk", "crow", "brun", "crun", "length", "bcolumn", "aplace")
 _SIZES = ("arow", "ak", "products", "rows", "depth", "runs", "rows_a_task")
 
 
@@ -50,7 +51,10 @@ class _Plan(ctypes.Structure):
 class _Call(ctypes.Structure):
     _fields_ = [
         ("plan", ctypes.POINTER(_Plan)),
-        *((name, ctypes.c_long) for name in ("a", "b", "c", "bias", "a_start", "b_start", "c_start")),
+        *(
+            (name, ctypes.c_long)
+            for name in ("a", "b", "c", "bias", "hidden_by", "sums", "a_start", "b_start", "c_start")
+        ),
         *((name, ctypes.c_long) for name in ("first", "before")),
         *((name, ctypes.c_int) for name in ("add", "relu", "stream")),
     ]
@@ -66,7 +70,7 @@ class Products:
     Args:
         z: where each product starts in a, in b and in c.
         rows: from one row to the next in a, and where rows lie in c.
-        depth: from one ``k`` to the next in a, and where they lie in b.
+        depth: from one ``k`` to the next in a, or where they lie there, and where in b.
         runs: the columns.
         columns: where the columns of a run lie in b, if they are not contiguous there.
         rows_a_task: how many rows of a product a thread does at a time; all by default.
@@ -76,17 +80,20 @@ class Products:
         self,
         z: tuple[Sequence[int], Sequence[int], Sequence[int]],
         rows: tuple[int, Sequence[int]],
-        depth: tuple[int, Sequence[int]],
+        depth: tuple[int | Sequence[int], Sequence[int]],
         runs: Runs,
         columns: Sequence[int] | None = None,
         rows_a_task: int | None = None,
     ) -> None:
-        listed = [*z, depth[1], rows[1], *runs, columns]
+        step, places = (depth[0], None) if isinstance(depth[0], int) else (0, depth[0])
+        if places is not None:
+            rows_a_task = min(rows_a_task or _COPIED, _COPIED)
+        listed = [*z, depth[1], rows[1], *runs, columns, places]
         # Held here for as long as the plan points to them.
         self._tables = [None if x is None else torch.tensor(x, dtype=torch.long, device="cpu") for x in listed]
         tables = (None if x is None else x.data_ptr() for x in self._tables)
         sizes = len(z[0]), len(rows[1]), len(depth[1]), len(runs.b)
-        self.plan = _Plan(*tables, rows[0], depth[0], *sizes, rows_a_task or len(rows[1]))
+        self.plan = _Plan(*tables, rows[0], step, *sizes, rows_a_task or len(rows[1]))
         self.aligned = not any(start % 16 for start in (*z[2], *rows[1], *runs.c))
 
 
@@ -119,11 +126,16 @@ class Program:
         c: Place,
         *,
         bias: str | None = None,
+        hidden_by: str | None = None,
+        sums: str | None = None,
         add: bool = False,
         relu: bool = False,
         large: bool = False,
     ) -> None:
         """Write into ``c``, or ``add`` to it; ``bias`` (rows) is added, then ``relu`` makes negative numbers zero.
+
+        Where the places of ``k`` in ``a`` are listed, its numbers count only where those of ``hidden_by`` are positive,
+        which lie as they do, and what each row adds up to is added to ``sums`` (z, rows).
 
         ``a`` may be a constant. What is ``large`` goes past the caches, and does not push out what is there. ``b`` and
         ``c`` may be one buffer where the rows of a column are written where its numbers were read.
@@ -133,7 +145,8 @@ class Program:
             a_number, a_start = -len(self._constants), 0
         else:
             a_number, a_start = self._number(a.buffer), a.start
-        numbers = a_number, self._number(b.buffer), self._number(c.buffer), -1 if bias is None else self._number(bias)
+        others = (-1 if name is None else self._number(name) for name in (bias, hidden_by, sums))
+        numbers = a_number, self._number(b.buffer), self._number(c.buffer), *others
         starts = a_start, b.start, c.start
         stream = large and not add and products.aligned and c.start % 16 == 0
         self._calls.append(_Call(ctypes.pointer(products.plan), *numbers, *starts, 0, self._waits, add, relu, stream))

@@ -27,6 +27,9 @@ typedef __mmask16 lanes;
 #define ROUND(x) _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 INLINE v minus_product(v a, v b, v c) { return _mm512_fnmadd_ps(a, b, c); } /* c - ab */
 INLINE v scale(v x, v k) { return _mm512_scalef_ps(x, k); }                 /* x 2^k */
+INLINE v unless_hidden(v x, v by) { /* x where `by` is above zero, or NaN */
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(by, ZERO, _CMP_NLE_UQ), x);
+}
 INLINE lanes first_lanes(long count) { return count >= L ? 0xffff : count > 0 ? (lanes)((1u << count) - 1) : 0; }
 
 #else /* AVX2 and FMA */
@@ -53,6 +56,7 @@ INLINE v scale(v x, v k) { /* for k of -126 and more */
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(k), _mm256_set1_epi32(127));
     return x * _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
 }
+INLINE v unless_hidden(v x, v by) { return _mm256_and_ps(_mm256_cmp_ps(by, ZERO, _CMP_NLE_UQ), x); }
 INLINE lanes first_lanes(long count) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(count > L ? L : count < 0 ? 0 : (int)count), lane);
