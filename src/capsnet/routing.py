@@ -120,8 +120,7 @@ class _Routing(torch.autograd.Function):
         passes = _passes(inputs)
         with torch.autocast(inputs.device.type, enabled=False):
             u, weight = passes.arrange_inputs(inputs), weight.contiguous()
-            grad_u = torch.zeros_like(u) if ctx.needs_input_grad[0] else None
-            grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+            gradients = passes.Gradients(u, weight, leaky, detach_early, ctx.needs_input_grad[:2])
             totals = [squash(s, passes.DIM) for s in sums[:-1]]  # totals[t - 1] is V before iteration t
             for t in range(1, len(totals)):
                 totals[t] += totals[t - 1]
@@ -130,10 +129,11 @@ class _Routing(torch.autograd.Function):
             while sums:
                 grad_s = _squash_backward(sums.pop(), grad_v, passes.DIM)
                 total = totals.pop() if totals else None
-                more = passes.sum_votes_backward(u, weight, total, grad_s, leaky, detach_early, grad_u, grad_weight)
+                more = gradients.add(total, grad_s)
                 if more is None:  # the first iteration, or the only one that has gradients
                     break
                 grad_v = grad_total = grad_total + more  # only the last output is returned; earlier ones are in totals
+            grad_u, grad_weight = gradients.finish()
         grad_inputs = None if grad_u is None else passes.restore_inputs(grad_u, len(inputs))
         return grad_inputs, grad_weight, None, None, None
 

@@ -52,17 +52,8 @@ def sum_votes(
     return s
 
 
-def sum_votes_backward(
-    u: Float[Tensor, "i d b"],
-    weight: Float[Tensor, "j i d e"],
-    total: Float[Tensor, "j b e"] | None,
-    grad: Float[Tensor, "j b e"],
-    leaky: bool,
-    constant: bool,
-    grad_u: Float[Tensor, "i d b"] | None,
-    grad_weight: Float[Tensor, "j i d e"] | None,
-) -> Float[Tensor, "j b e"] | None:
-    """Add the gradients of `sum_votes` to ``grad_u`` and ``grad_weight``; return that of ``total``, if it has one.
+class Gradients:
+    """Those of `sum_votes` for inputs and weight, of all iterations, which are added from the last to the first.
 
     With ``g`` the gradient of the sum and ``û`` in every place where it stands::
 
@@ -70,34 +61,55 @@ def sum_votes_backward(
 
     ``constant`` couplings have no gradient: ``grad û = c g`` is all.
     """
-    if total is None:
-        grad = grad / (len(weight) + leaky)
-        if grad_u is not None:
-            grad_u.flatten(0, 1).addbmm_(weight.flatten(1, 2), grad.transpose(1, 2))
-        if grad_weight is not None:
-            grad_weight.flatten(1, 2).baddbmm_(u.flatten(0, 1).expand(len(weight), -1, -1), grad)
-        return None
-    grad_total = torch.zeros_like(grad)
-    for i in _chunks(u, weight):
-        w = weight[:, i].flatten(1, 2)
-        pulled_total, pulled_grad = _pull(w, total, u[i].shape), _pull(w, grad, u[i].shape)
-        c = softmax((pulled_total * u[i]).sum(2), 0, leaky)
-        terms = [(c, grad, pulled_grad)]  # of grad û: a factor for each vote times a vector for each output capsule
-        if not constant:
-            grad_c = (pulled_grad * u[i]).sum(2)
-            grad_logits = c * (grad_c - (c * grad_c).sum(0))
-            terms.append((grad_logits, total, pulled_total))
-        if grad_u is not None:
-            grad_u[i] += sum((factor.unsqueeze(2) * pulled).sum(0) for factor, _, pulled in terms)
-        routed = [(factor.unsqueeze(2) * u[i]).flatten(1, 2) for factor, _, _ in terms]
-        if not constant:
-            grad_total.baddbmm_(routed[-1].transpose(1, 2), w)
-        if grad_weight is not None:  # summed in one buffer first: products into a slice are made one by one
-            grad_w = torch.bmm(routed[0], terms[0][1])
-            for r, (_, x, _) in zip(routed[1:], terms[1:], strict=True):
-                grad_w.baddbmm_(r, x)
-            grad_weight[:, i] += grad_w.view_as(weight[:, i])
-    return None if constant else grad_total
+
+    def __init__(
+        self,
+        u: Float[Tensor, "i d b"],
+        weight: Float[Tensor, "j i d e"],
+        leaky: bool,
+        constant: bool,
+        wanted: tuple[bool, bool],
+    ) -> None:
+        self.u, self.weight, self.leaky, self.constant = u, weight, leaky, constant
+        self.grad_u, self.grad_weight = (
+            torch.zeros_like(x) if want else None for x, want in zip((u, weight), wanted, strict=True)
+        )
+
+    def add(self, total: Float[Tensor, "j b e"] | None, grad: Float[Tensor, "j b e"]) -> Float[Tensor, "j b e"] | None:
+        """``grad`` is the gradient of the sum; that of ``total``, if it has one."""
+        u, weight, leaky, constant = self.u, self.weight, self.leaky, self.constant
+        grad_u, grad_weight = self.grad_u, self.grad_weight
+        if total is None:
+            grad = grad / (len(weight) + leaky)
+            if grad_u is not None:
+                grad_u.flatten(0, 1).addbmm_(weight.flatten(1, 2), grad.transpose(1, 2))
+            if grad_weight is not None:
+                grad_weight.flatten(1, 2).baddbmm_(u.flatten(0, 1).expand(len(weight), -1, -1), grad)
+            return None
+        grad_total = torch.zeros_like(grad)
+        for i in _chunks(u, weight):
+            w = weight[:, i].flatten(1, 2)
+            pulled_total, pulled_grad = _pull(w, total, u[i].shape), _pull(w, grad, u[i].shape)
+            c = softmax((pulled_total * u[i]).sum(2), 0, leaky)
+            terms = [(c, grad, pulled_grad)]  # of grad û: a factor for each vote times a vector for each output capsule
+            if not constant:
+                grad_c = (pulled_grad * u[i]).sum(2)
+                grad_logits = c * (grad_c - (c * grad_c).sum(0))
+                terms.append((grad_logits, total, pulled_total))
+            if grad_u is not None:
+                grad_u[i] += sum((factor.unsqueeze(2) * pulled).sum(0) for factor, _, pulled in terms)
+            routed = [(factor.unsqueeze(2) * u[i]).flatten(1, 2) for factor, _, _ in terms]
+            if not constant:
+                grad_total.baddbmm_(routed[-1].transpose(1, 2), w)
+            if grad_weight is not None:  # summed in one buffer first: products into a slice are made one by one
+                grad_w = torch.bmm(routed[0], terms[0][1])
+                for r, (_, x, _) in zip(routed[1:], terms[1:], strict=True):
+                    grad_w.baddbmm_(r, x)
+                grad_weight[:, i] += grad_w.view_as(weight[:, i])
+        return None if constant else grad_total
+
+    def finish(self) -> tuple[Float[Tensor, "i d b"] | None, Float[Tensor, "j i d e"] | None]:
+        return self.grad_u, self.grad_weight
 
 
 def couplings(

@@ -40,24 +40,6 @@ typedef struct {
     float *const *buffers;
 } program;
 
-/* L vectors become the vectors of their first numbers, their second numbers, ... */
-INLINE void transpose(v x[L]) {
-#define SWAP(D) /* of pairs D apart: what is in the wrong half */                \
-    for (int i = 0; i < L; i++)                                                  \
-        if (!(i & D)) {                                                          \
-            const v a = x[i], b = x[i + D];                                      \
-            const whole from = LANE + (LANE & D) / D * (L - D);                  \
-            x[i] = __builtin_shuffle(a, b, from);                                \
-            x[i + D] = __builtin_shuffle(a, b, from + D);                        \
-        }
-    SWAP(1)
-    SWAP(2)
-    SWAP(4)
-#if L == 16
-    SWAP(8)
-#endif
-}
-
 INLINE int side_by_side(const n *at) {
     int all = 1;
     for (n i = 1; i < L; i++) all &= at[i] == at[0] + i;

@@ -2,9 +2,10 @@
  *
  * Images are the lanes of a vector, L of them. The votes of one input capsule exist for L images at a time, in the
  * first-level cache, and nowhere else. With B = L blocks images, all arrays contiguous:
- *   u, grad_u         (blocks, I, d, L)
- *   total, g, s, ...  (blocks, J, D, L); total_rows and g_rows are the same numbers as (blocks, J, L, D)
- *   weight            (J, I, d, D)
+ *   u, grad_u           (blocks, I, d, L)
+ *   sum                 (blocks, J, D, L)
+ *   total, g            the same, one behind the other for as many iterations as are looked at
+ *   weight, grad_weight (J, I, d, D)
  * The input capsules are cut into parts, one for each task. What is summed over them is summed for each part alone,
  * (parts, blocks, J, D, L), and added up by the caller, so that the result does not depend on who did what.
  */
@@ -14,9 +15,10 @@
 #define TILE 16 /* input capsules whose weights stay in the cache while the blocks of images pass by */
 
 typedef struct {
-    const float *u, *weight, *total, *g, *total_rows, *g_rows;
+    const float *u, *weight, *total, *g;
     float *sum, *grad_u, *grad_weight, *scratch;
     n blocks, I, J, d, D, parts, scratch_size;
+    n totals, gs; /* iterations; a g without a total is that of the first one, in which all couplings are equal */
     int leaky, constant;
 } pass;
 
@@ -127,23 +129,22 @@ INLINE void pull(float *grad_u, const float *w, const float *grad_vote, n d, n D
     PULL(1)
 }
 
-/* grad_w[p, e] += sum over images b of u[p, b] (c[b] g[b, e] + h[b] total[b, e]): here e are the lanes */
-#define PUSH(P)                                                                                      \
-    for (; p + P <= d; p += P) {                                                                     \
-        v a[P];                                                                                      \
-        for (int q = 0; q < P; q++) a[q] = LOAD_FIRST(mask, grad_w + (p + q) * D + e);    \
-        for (int b = 0; b < L; b++) {                                                                \
-            v x = SET(c[b]) * LOAD_FIRST(mask, g + b * D + e);                            \
-            if (h) x += SET(h[b]) * LOAD_FIRST(mask, total + b * D + e);                  \
-            for (int q = 0; q < P; q++) a[q] += SET(u[(p + q) * L + b]) * x;                         \
-        }                                                                                            \
-        for (int q = 0; q < P; q++) STORE_FIRST(grad_w + (p + q) * D + e, mask, a[q]);     \
+/* grad_w[p, e] += sum over images b of u[p, b] grad_vote[e, b]: here e are the lanes */
+#define PUSH(P)                                                                             \
+    for (; p + P <= d; p += P) {                                                            \
+        v a[P];                                                                             \
+        for (int q = 0; q < P; q++) a[q] = LOAD_FIRST(mask, grad_w + (p + q) * D + e);      \
+        for (int b = 0; b < L; b++)                                                         \
+            for (int q = 0; q < P; q++) a[q] += SET(u[(p + q) * L + b]) * image[b];         \
+        for (int q = 0; q < P; q++) STORE_FIRST(grad_w + (p + q) * D + e, mask, a[q]);      \
     }
 
-INLINE void push(float *grad_w, const float *u, const float *c, const float *g, const float *h, const float *total, n d,
-                 n D) {
+INLINE void push(float *grad_w, const float *u, const float *grad_vote, n d, n D) {
     for (n e = 0; e < D; e += L) {
         const lanes mask = first_lanes(D - e);
+        v image[L];
+        for (int q = 0; q < L; q++) image[q] = e + q < D ? LOAD(grad_vote + (e + q) * L) : ZERO;
+        transpose(image);
         n p = 0;
         PUSH(8)
         PUSH(1)
@@ -151,71 +152,92 @@ INLINE void push(float *grad_w, const float *u, const float *c, const float *g, 
 }
 
 /* With g the gradient of the sum, and ^ for a vote: c = softmax(^ . total), grad c = ^ . g,
- * h = grad logit = c (grad c - sum over j of c grad c), grad total = sum over i of h ^, grad ^ = c g + h total. */
-INLINE void sum_votes_backward(const pass *x, float *grad_total, float *scratch, n i0, n i1, n d, n D) {
+ * h = grad logit = c (grad c - sum over j of c grad c). */
+INLINE void grad_logits(const pass *x, const float *votes, const float *total, const float *g, float *c, float *h, n D) {
+    const n J = x->J;
+    for (n j = 0; j < J; j++) {
+        STORE(c + j * L, dot(votes + j * D * L, total + j * D * L, D));
+        if (!x->constant) STORE(h + j * L, dot(votes + j * D * L, g + j * D * L, D));
+    }
+    softmax(c, J, x->leaky);
+    if (x->constant) return;
+    v mean = ZERO;
+    for (n j = 0; j < J; j++) mean += LOAD(c + j * L) * LOAD(h + j * L);
+    for (n j = 0; j < J; j++) STORE(h + j * L, LOAD(c + j * L) * (LOAD(h + j * L) - mean));
+}
+
+/* grad total = sum over i of h ^, of one iteration. */
+INLINE void grad_total(const pass *x, float *sum, float *scratch, n i0, n i1, n d, n D) {
     const n J = x->J, I = x->I;
-    const int varying = x->total && !x->constant; /* whether the couplings have a gradient */
-    float *votes = scratch, *c = votes + J * D * L, *h = c + J * L, *grad_vote = h + J * L;
+    float *votes = scratch, *c = votes + J * D * L, *h = c + J * L;
     for (n b = 0; b < x->blocks; b++) {
         const n at = b * J * D * L;
         for (n i = i0; i < i1; i++) {
             const float *u = x->u + (b * I + i) * d * L;
-            for (n j = 0; j < J; j++) {
-                if (!x->total) {
-                    STORE(c + j * L, ZERO);
-                    continue;
-                }
-                float *vote = votes + j * D * L;
-                votes_of(x->weight + (j * I + i) * d * D, u, d, D, vote);
-                STORE(c + j * L, dot(vote, x->total + at + j * D * L, D));
-                if (varying) STORE(h + j * L, dot(vote, x->g + at + j * D * L, D));
+            for (n j = 0; j < J; j++) votes_of(x->weight + (j * I + i) * d * D, u, d, D, votes + j * D * L);
+            grad_logits(x, votes, x->total + at, x->g + at, c, h, D);
+            for (n j = 0; j < J; j++) add(sum + at + j * D * L, LOAD(h + j * L), votes + j * D * L, D);
+        }
+    }
+}
+
+/* grad ^ = sum of c g + h total, of all iterations together; from it those of inputs and weight. */
+INLINE void gradients(const pass *x, float *scratch, n i0, n i1, n d, n D) {
+    const n J = x->J, I = x->I, size = x->blocks * J * D * L; /* of what belongs to an iteration */
+    float *votes = scratch, *c = votes + J * D * L, *h = c + x->totals * J * L, *grad_vote = h + x->totals * J * L;
+    const v equal = SET(1.0f / (float)(J + x->leaky));
+    for (n b = 0; b < x->blocks; b++)
+        for (n i = i0; i < i1; i++) {
+            const float *u = x->u + (b * I + i) * d * L;
+            for (n j = 0; x->totals && j < J; j++)
+                votes_of(x->weight + (j * I + i) * d * D, u, d, D, votes + j * D * L);
+            for (n t = 0; t < x->totals; t++) {
+                const n at = t * size + b * J * D * L;
+                grad_logits(x, votes, x->total + at, x->g + at, c + t * J * L, h + t * J * L, D);
             }
-            softmax(c, J, x->leaky);
-            if (varying) {
-                v mean = ZERO;
-                for (n j = 0; j < J; j++) mean += LOAD(c + j * L) * LOAD(h + j * L);
-                for (n j = 0; j < J; j++) {
-                    v grad_logit = LOAD(c + j * L) * (LOAD(h + j * L) - mean);
-                    STORE(h + j * L, grad_logit);
-                    add(grad_total + at + j * D * L, grad_logit, votes + j * D * L, D);
-                }
-            }
             for (n j = 0; j < J; j++) {
-                const n to = at + j * D * L, w = (j * I + i) * d * D;
-                const v cj = LOAD(c + j * L), hj = varying ? LOAD(h + j * L) : ZERO;
+                const n at = (b * J + j) * D * L, w = (j * I + i) * d * D;
+                const float *first = x->gs > x->totals ? x->g + x->totals * size + at : 0;
                 for (n e = 0; e < D; e++) {
-                    v y = cj * LOAD(x->g + to + e * L);
-                    if (varying) y += hj * LOAD(x->total + to + e * L);
+                    v y = ZERO;
+                    if (first) y = equal * LOAD(first + e * L);
+                    for (n t = 0; t < x->totals; t++) {
+                        const n to = t * size + at + e * L;
+                        y += LOAD(c + (t * J + j) * L) * LOAD(x->g + to);
+                        if (!x->constant) y += LOAD(h + (t * J + j) * L) * LOAD(x->total + to);
+                    }
                     STORE(grad_vote + e * L, y);
                 }
                 pull(x->grad_u + (b * I + i) * d * L, x->weight + w, grad_vote, d, D);
-                push(x->grad_weight + w, u, c + j * L, x->g_rows + to, varying ? h + j * L : 0, x->total_rows + to, d, D);
+                push(x->grad_weight + w, u, grad_vote, d, D);
             }
         }
-    }
 }
 
 /* The paper's sizes are compiled in. */
 #define SIZES(f, ...) (x->d == 8 && x->D == 16 ? f(__VA_ARGS__, 8, 16) : f(__VA_ARGS__, x->d, x->D))
 
-static void forward_part(const void *job, n part) {
+static void sum_part(const void *job, n part) {
+    const pass *x = job;
+    const n end = (part + 1) * x->I / x->parts;
+    float *sum = x->sum + part * x->blocks * x->J * x->D * L, *scratch = x->scratch + part * x->scratch_size;
+    for (n i = part * x->I / x->parts; i < end; i += TILE) {
+        const n next = i + TILE < end ? i + TILE : end;
+        if (x->g) SIZES(grad_total, x, sum, scratch, i, next);
+        else SIZES(sum_votes, x, sum, scratch, i, next);
+    }
+}
+
+static void gradients_part(const void *job, n part) {
     const pass *x = job;
     const n end = (part + 1) * x->I / x->parts;
     for (n i = part * x->I / x->parts; i < end; i += TILE)
-        SIZES(sum_votes, x, x->sum + part * x->blocks * x->J * x->D * L, x->scratch + part * x->scratch_size, i,
-              i + TILE < end ? i + TILE : end);
+        SIZES(gradients, x, x->scratch + part * x->scratch_size, i, i + TILE < end ? i + TILE : end);
 }
 
-static void backward_part(const void *job, n part) {
-    const pass *x = job;
-    const n end = (part + 1) * x->I / x->parts;
-    for (n i = part * x->I / x->parts; i < end; i += TILE)
-        SIZES(sum_votes_backward, x, x->sum + part * x->blocks * x->J * x->D * L, x->scratch + part * x->scratch_size, i,
-              i + TILE < end ? i + TILE : end);
-}
+/* The sum of the votes, or where there is g the gradient of total. */
+void capsnet_sums(const pass *x, int threads) { share_out(sum_part, 0, x, x->parts, threads); }
 
-void capsnet_sum_votes(const pass *x, int threads) { share_out(forward_part, 0, x, x->parts, threads); }
-
-void capsnet_sum_votes_backward(const pass *x, int threads) { share_out(backward_part, 0, x, x->parts, threads); }
+void capsnet_gradients(const pass *x, int threads) { share_out(gradients_part, 0, x, x->parts, threads); }
 
 int capsnet_lanes(void) { return L; }

@@ -14,9 +14,9 @@ _PARTS_A_THREAD = 4  # so that a thread which another program holds up does not 
 
 class _Pass(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("u", "weight", "total", "g", "total_rows", "g_rows")),
+        *((name, ctypes.c_void_p) for name in ("u", "weight", "total", "g")),
         *((name, ctypes.c_void_p) for name in ("sum", "grad_u", "grad_weight", "scratch")),
-        *((name, ctypes.c_long) for name in ("blocks", "I", "J", "d", "D", "parts", "scratch_size")),
+        *((name, ctypes.c_long) for name in ("blocks", "I", "J", "d", "D", "parts", "scratch_size", "totals", "gs")),
         *((name, ctypes.c_int) for name in ("leaky", "constant")),
     ]
 
@@ -44,36 +44,64 @@ def sum_votes(
     leaky: bool,
 ) -> Float[Tensor, "blocks j e lanes"]:
     """``Σ_i c û``, with the couplings that follow from ``total``; without it, all are equal."""
-    return _run("capsnet_sum_votes", u, weight, total, leaky)
+    return _sums(u, weight, total, None, leaky)
 
 
-def sum_votes_backward(
-    u: Float[Tensor, "blocks i d lanes"],
-    weight: Float[Tensor, "j i d e"],
-    total: Float[Tensor, "blocks j e lanes"] | None,
-    grad: Float[Tensor, "blocks j e lanes"],
-    leaky: bool,
-    constant: bool,
-    grad_u: Float[Tensor, "blocks i d lanes"] | None,
-    grad_weight: Float[Tensor, "j i d e"] | None,
-) -> Float[Tensor, "blocks j e lanes"] | None:
-    """Add the gradients of `sum_votes` to ``grad_u`` and ``grad_weight``; return that of ``total``, if it has one."""
-    grad_u = torch.zeros_like(u) if grad_u is None else grad_u
-    grad_weight = torch.zeros_like(weight) if grad_weight is None else grad_weight
-    summed = _run(
-        "capsnet_sum_votes_backward", u, weight, total, leaky, constant, grad.contiguous(), grad_u, grad_weight
-    )
-    return None if total is None or constant else summed
+class Gradients:
+    """Those of `sum_votes` for inputs and weight, of all iterations, which are added from the last to the first.
+
+    What an iteration hands down to the one before needs the votes alone; inputs and weight wait for all of them, so
+    that there is one pass that writes.
+    """
+
+    def __init__(
+        self,
+        u: Float[Tensor, "blocks i d lanes"],
+        weight: Float[Tensor, "j i d e"],
+        leaky: bool,
+        constant: bool,
+        wanted: tuple[bool, bool],
+    ) -> None:
+        self.u, self.weight, self.leaky, self.constant = u, weight, leaky, constant
+        self.totals: list[Tensor] = []
+        self.grads: list[Tensor] = []
+
+    def add(
+        self, total: Float[Tensor, "blocks j e lanes"] | None, grad: Float[Tensor, "blocks j e lanes"]
+    ) -> Float[Tensor, "blocks j e lanes"] | None:
+        """``grad`` is the gradient of the sum; that of ``total``, if it has one."""
+        self.grads.append(grad)
+        if total is None:
+            return None
+        self.totals.append(total)
+        return None if self.constant else _sums(self.u, self.weight, total, grad.contiguous(), self.leaky)
+
+    def finish(self) -> tuple[Float[Tensor, "blocks i d lanes"], Float[Tensor, "j i d e"]]:
+        u, weight = self.u, self.weight
+        totals, grads = (torch.stack(x) if x else None for x in (self.totals, self.grads))
+        grad_u, grad_weight = torch.zeros_like(u), torch.zeros_like(weight)
+        counts = len(self.totals), len(self.grads)
+        _run(
+            "capsnet_gradients", u, weight, totals, grads, None, grad_u, grad_weight, counts, self.leaky, self.constant
+        )
+        return grad_u, grad_weight
 
 
-def _run(name, u, weight, total, leaky, constant=False, grad=None, grad_u=None, grad_weight=None) -> Tensor:
-    (j, i, d, e), blocks = weight.shape, len(u)
-    parts = min(i, _PARTS_A_THREAD * torch.get_num_threads())
-    summed = u.new_zeros(parts, blocks, j, e, lanes())
-    scratch = u.new_empty(parts, (j * e + 2 * j + e) * lanes())
-    rows = [None if x is None else x.transpose(2, 3).contiguous() for x in (total, grad)] if grad is not None else []
-    kept = [u, weight, total, grad, *(rows or [None, None]), summed, grad_u, grad_weight, scratch]
-    sizes = (blocks, i, j, d, e, parts, scratch.shape[1])
-    job = _Pass(*(None if x is None else x.data_ptr() for x in kept), *sizes, leaky, constant)
-    run(name, job)
+def _sums(u: Tensor, weight: Tensor, total: Tensor | None, grad: Tensor | None, leaky: bool) -> Tensor:
+    """Of parts of the input capsules, added up."""
+    j, _, _, e = weight.shape
+    summed = u.new_zeros(_parts(u), len(u), j, e, lanes())
+    _run("capsnet_sums", u, weight, total, grad, summed, None, None, (1, 1), leaky, False)
     return summed.sum(0)
+
+
+def _parts(u: Tensor) -> int:
+    return min(u.shape[1], _PARTS_A_THREAD * torch.get_num_threads())
+
+
+def _run(name, u, weight, total, grad, summed, grad_u, grad_weight, counts, leaky, constant) -> None:
+    (j, i, d, e), parts = weight.shape, _parts(u)
+    scratch = u.new_empty(parts, (j * e + 2 * counts[0] * j + e) * lanes())
+    kept = [u, weight, total, grad, summed, grad_u, grad_weight, scratch]
+    sizes = (len(u), i, j, d, e, parts, scratch.shape[1], *counts)
+    run(name, _Pass(*(None if x is None else x.data_ptr() for x in kept), *sizes, leaky, constant))

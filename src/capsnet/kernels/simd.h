@@ -63,4 +63,23 @@ INLINE lanes first_lanes(long count) {
 }
 
 #endif
+
+/* L vectors become the vectors of their first numbers, their second numbers, ... */
+INLINE void transpose(v x[L]) {
+#define SWAP(D) /* of pairs D apart: what is in the wrong half */                \
+    for (int i = 0; i < L; i++)                                                  \
+        if (!(i & D)) {                                                          \
+            const v a = x[i], b = x[i + D];                                      \
+            const whole from = LANE + (LANE & D) / D * (L - D);                  \
+            x[i] = __builtin_shuffle(a, b, from);                                \
+            x[i + D] = __builtin_shuffle(a, b, from + D);                        \
+        }
+    SWAP(1)
+    SWAP(2)
+    SWAP(4)
+#if L == 16
+    SWAP(8)
+#endif
+}
+
 #endif
