@@ -137,6 +137,24 @@ def test_relu_in_the_same_pass(channels):
         assert error(result, reference) < 1e-5
 
 
+@given(st.integers(1, 40), st.integers(1, 3), st.sampled_from((3, 8, 130)), st.integers(1, 2), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_direct_gradients_of_weight_and_bias(batch, channels, out, stride, relu):
+    """By the kernel, which copies what a ReLU lets through: any number of images, more rows than it copies at a time."""
+    x, weight, bias = inputs((batch, channels, 11, 12), (out, channels, 4, 5))
+    x.requires_grad_(False)
+    y = direct_conv2d(x, weight, bias, stride, 0, relu)
+    through = (y.detach() > 0).double() if relu else torch.ones(())
+    masked = lambda *leaves: F.conv2d(*leaves, stride) * through  # noqa: E731
+    exact = [leaf.detach().double().requires_grad_(leaf.requires_grad) for leaf in (x, weight, bias)]
+    squares = [leaf.detach().square().requires_grad_(leaf.requires_grad) for leaf in exact]
+    grad = torch.randn(y.shape)
+    results = torch.autograd.grad(y, (weight, bias), grad)
+    references, terms = run(masked, exact, grad)[1:], run(masked, squares, grad.square())[1:]
+    for result, reference, term in zip(results, references, terms, strict=True):
+        assert error(result, reference, term) < 1e-5
+
+
 @pytest.mark.parametrize("function", [spectral_conv2d, direct_conv2d])
 def test_result_may_be_changed_in_place(function):
     leaves, grad = inputs((2, 3, 9, 9), (4, 3, 3, 3)), torch.randn(2, 4, 7, 7)
