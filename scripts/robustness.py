@@ -1,4 +1,4 @@
-"""Write docs/robustness.md and its figure: the CapsNet and the CNN that come with the package, on the first 2,000 test digits.
+"""Write docs/robustness.md and its figure: the CapsNet and the CNN in the package, on the first 2,000 test digits.
 
 .venv/bin/python scripts/robustness.py                    # measure, which takes two minutes, and write them
 .venv/bin/python scripts/robustness.py CAPSNET CNN OUT    # the same of two runs of your own, into a folder

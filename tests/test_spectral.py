@@ -140,7 +140,7 @@ def test_relu_in_the_same_pass(channels):
 @given(st.integers(1, 40), st.integers(1, 3), st.sampled_from((3, 8, 130)), st.integers(1, 2), st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_direct_gradients_of_weight_and_bias(batch, channels, out, stride, relu):
-    """By the kernel, which copies what a ReLU lets through: any number of images, more rows than it copies at a time."""
+    """By the kernel, which copies what a ReLU lets through: any number of images, more rows than it copies at once."""
     x, weight, bias = inputs((batch, channels, 11, 12), (out, channels, 4, 5))
     x.requires_grad_(False)
     y = direct_conv2d(x, weight, bias, stride, 0, relu)
