@@ -51,7 +51,7 @@ class Gradients:
     """Those of `sum_votes` for inputs and weight, of all iterations, which are added from the last to the first.
 
     What an iteration hands down to the one before needs the votes alone; inputs and weight wait for all of them, so
-    that there is one pass that writes.
+    that there is one pass that writes. It writes both, whichever are ``wanted``.
     """
 
     def __init__(
