@@ -5,6 +5,7 @@
 """
 
 import sys
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -29,15 +30,16 @@ def main() -> None:
     digits = open_dataset("mnist", "test")
     assert isinstance(digits, ImageSet)
     test_set = digits.first(IMAGES)
-    capsnet, cnn = map(load, folders)
-    rows = measure_robustness({"CapsNet": capsnet, "CNN": cnn}, test_set)
+    models = {"CapsNet": load(folders[0]), "CNN": load(folders[1])}
+    rows = measure_robustness(models, test_set)
     runs.make_folder(out)
-    for ending, dark in (("", False), ("-dark", True)):
-        runs.write_atomically(out / f"robustness{ending}.png", as_bytes(draw_robustness(rows, dark), "png"))
+    runs.write_atomically(out / "robustness.png", as_bytes(draw_robustness(rows), "png"))
     page = out / "robustness.md"
     about = page.read_text().partition(BEGIN)[0] if page.exists() else ""
     made = runs.environment(torch.device("cpu"))
-    measured = f"{len(test_set):,} test digits, {made['device']}, PyTorch {made['torch']}.\n\n"
+    sizes = ", ".join(f"{name} {sum(p.numel() for p in model.parameters()):,}" for name, model in models.items())
+    where = f"{made['device']}, PyTorch {made['torch']}, {date.today()}"
+    measured = f"{len(test_set):,} test digits, {where}. Parameters: {sizes}.\n\n"
     runs.write_atomically(page, (about + BEGIN + measured + robustness_table(rows)).encode())
     print(page)
 

@@ -10,7 +10,7 @@ from capsnet.errors import InputError
 from capsnet.models import Model
 
 _WORTH_COMPILING = 5000
-"""Training steps that repay the half minute or so that compiling takes."""
+"""Training steps that repay compiling. An estimate: no GPU was at hand to measure it."""
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:

@@ -120,7 +120,7 @@ class _Routing(torch.autograd.Function):
         passes = _passes(inputs)
         with torch.autocast(inputs.device.type, enabled=False):
             u, weight = passes.arrange_inputs(inputs), weight.contiguous()
-            gradients = passes.Gradients(u, weight, leaky, detach_early, ctx.needs_input_grad[:2])
+            gradients = passes.Gradients(u, weight, leaky, detach_early)
             totals = [squash(s, passes.DIM) for s in sums[:-1]]  # totals[t - 1] is V before iteration t
             for t in range(1, len(totals)):
                 totals[t] += totals[t - 1]
@@ -134,13 +134,11 @@ class _Routing(torch.autograd.Function):
                     break
                 grad_v = grad_total = grad_total + more  # only the last output is returned; earlier ones are in totals
             grad_u, grad_weight = gradients.finish()
-        grad_inputs = None if grad_u is None else passes.restore_inputs(grad_u, len(inputs))
-        return grad_inputs, grad_weight, None, None, None
+        return passes.restore_inputs(grad_u, len(inputs)), grad_weight, None, None, None
 
 
 def _passes(inputs: Tensor) -> ModuleType:
-    fitting = inputs.device.type == "cpu" and inputs.dtype == torch.float32
-    return compiled_passes if fitting and kernels.available() else routing_passes
+    return compiled_passes if kernels.fit(inputs) else routing_passes
 
 
 def _procedure_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -68,12 +68,9 @@ class Gradients:
         weight: Float[Tensor, "j i d e"],
         leaky: bool,
         constant: bool,
-        wanted: tuple[bool, bool],
     ) -> None:
         self.u, self.weight, self.leaky, self.constant = u, weight, leaky, constant
-        self.grad_u, self.grad_weight = (
-            torch.zeros_like(x) if want else None for x, want in zip((u, weight), wanted, strict=True)
-        )
+        self.grad_u, self.grad_weight = torch.zeros_like(u), torch.zeros_like(weight)
 
     def add(self, total: Float[Tensor, "j b e"] | None, grad: Float[Tensor, "j b e"]) -> Float[Tensor, "j b e"] | None:
         """``grad`` is the gradient of the sum; that of ``total``, if it has one."""
@@ -81,10 +78,8 @@ class Gradients:
         grad_u, grad_weight = self.grad_u, self.grad_weight
         if total is None:
             grad = grad / (len(weight) + leaky)
-            if grad_u is not None:
-                grad_u.flatten(0, 1).addbmm_(weight.flatten(1, 2), grad.transpose(1, 2))
-            if grad_weight is not None:
-                grad_weight.flatten(1, 2).baddbmm_(u.flatten(0, 1).expand(len(weight), -1, -1), grad)
+            grad_u.flatten(0, 1).addbmm_(weight.flatten(1, 2), grad.transpose(1, 2))
+            grad_weight.flatten(1, 2).baddbmm_(u.flatten(0, 1).expand(len(weight), -1, -1), grad)
             return None
         grad_total = torch.zeros_like(grad)
         for i in _chunks(u, weight):
@@ -96,19 +91,17 @@ class Gradients:
                 grad_c = (pulled_grad * u[i]).sum(2)
                 grad_logits = c * (grad_c - (c * grad_c).sum(0))
                 terms.append((grad_logits, total, pulled_total))
-            if grad_u is not None:
-                grad_u[i] += sum((factor.unsqueeze(2) * pulled).sum(0) for factor, _, pulled in terms)
+            grad_u[i] += sum((factor.unsqueeze(2) * pulled).sum(0) for factor, _, pulled in terms)
             routed = [(factor.unsqueeze(2) * u[i]).flatten(1, 2) for factor, _, _ in terms]
             if not constant:
                 grad_total.baddbmm_(routed[-1].transpose(1, 2), w)
-            if grad_weight is not None:  # summed in one buffer first: products into a slice are made one by one
-                grad_w = torch.bmm(routed[0], terms[0][1])
-                for r, (_, x, _) in zip(routed[1:], terms[1:], strict=True):
-                    grad_w.baddbmm_(r, x)
-                grad_weight[:, i] += grad_w.view_as(weight[:, i])
+            grad_w = torch.bmm(routed[0], terms[0][1])  # one buffer first: products into a slice are made one by one
+            for r, (_, x, _) in zip(routed[1:], terms[1:], strict=True):
+                grad_w.baddbmm_(r, x)
+            grad_weight[:, i] += grad_w.view_as(weight[:, i])
         return None if constant else grad_total
 
-    def finish(self) -> tuple[Float[Tensor, "i d b"] | None, Float[Tensor, "j i d e"] | None]:
+    def finish(self) -> tuple[Float[Tensor, "i d b"], Float[Tensor, "j i d e"]]:
         return self.grad_u, self.grad_weight
 
 

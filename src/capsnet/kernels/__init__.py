@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from capsnet.tracing import is_traced
 
+_PARTS_A_THREAD = 4  # so that a thread which another program holds up does not hold up all
 _LEVELS = {"AVX512": "_avx512", "AVX2": "_avx2"}
 
 
@@ -53,6 +54,11 @@ def fit(*tensors: Tensor) -> bool:
         and all(type(t) in (Tensor, nn.Parameter) for t in tensors)
         and all(t.device.type == "cpu" and t.dtype == torch.float32 and t.layout == torch.strided for t in tensors)
     )
+
+
+def parts(most: int) -> int:
+    """Into how many tasks to cut what can be cut into so many."""
+    return min(most, _PARTS_A_THREAD * torch.get_num_threads())
 
 
 def lanes() -> int:

@@ -215,7 +215,7 @@ static void task(const void *argument, n t) {
     const n last = first + p->rows_a_task < p->rows ? first + p->rows_a_task : p->rows;
     const float *a = g->buffers[j->a] + j->a_start + p->a0[z], *from = g->buffers[j->b] + j->b_start + p->b0[z];
     const float *bias = j->bias < 0 ? 0 : g->buffers[j->bias];
-    const float *by = j->hidden_by < 0 ? 0 : g->buffers[j->hidden_by] + p->a0[z];
+    const float *by = j->hidden_by < 0 ? 0 : g->buffers[j->hidden_by] + j->a_start + p->a0[z];
     float *sums = j->sums < 0 || run ? 0 : g->buffers[j->sums] + z * p->rows + first;
     float *to = g->buffers[j->c] + j->c_start + p->c0[z] + p->crun[run];
     /* Few rows: reading them in place twice is quicker, unless the first would overwrite what the second read. */

@@ -89,6 +89,7 @@ class Products:
         if places is not None:
             rows_a_task = min(rows_a_task or _COPIED, _COPIED)
         listed = [*z, depth[1], rows[1], *runs, columns, places]
+        self.copies = places is not None
         # Held here for as long as the plan points to them.
         self._tables = [None if x is None else torch.tensor(x, dtype=torch.long, device="cpu") for x in listed]
         tables = (None if x is None else x.data_ptr() for x in self._tables)
@@ -140,6 +141,7 @@ class Program:
         ``a`` may be a constant. What is ``large`` goes past the caches, and does not push out what is there. ``b`` and
         ``c`` may be one buffer where the rows of a column are written where its numbers were read.
         """
+        assert products.copies or (hidden_by is None and sums is None), "only where rows of a are copied"
         if isinstance(a, Tensor):
             self._constants.append(a)
             a_number, a_start = -len(self._constants), 0

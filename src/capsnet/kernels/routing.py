@@ -6,10 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from capsnet.kernels import lanes, run
+from capsnet.kernels import lanes, parts, run
 
 DIM = -2  # of a capsule's numbers, in the layout of the output capsules: (blocks, J, D, lanes)
-_PARTS_A_THREAD = 4  # so that a thread which another program holds up does not hold up all
 
 
 class _Pass(ctypes.Structure):
@@ -51,7 +50,7 @@ class Gradients:
     """Those of `sum_votes` for inputs and weight, of all iterations, which are added from the last to the first.
 
     What an iteration hands down to the one before needs the votes alone; inputs and weight wait for all of them, so
-    that there is one pass that writes. It writes both, whichever are ``wanted``.
+    that there is one pass that writes.
     """
 
     def __init__(
@@ -60,7 +59,6 @@ class Gradients:
         weight: Float[Tensor, "j i d e"],
         leaky: bool,
         constant: bool,
-        wanted: tuple[bool, bool],
     ) -> None:
         self.u, self.weight, self.leaky, self.constant = u, weight, leaky, constant
         self.totals: list[Tensor] = []
@@ -90,18 +88,14 @@ class Gradients:
 def _sums(u: Tensor, weight: Tensor, total: Tensor | None, grad: Tensor | None, leaky: bool) -> Tensor:
     """Of parts of the input capsules, added up."""
     j, _, _, e = weight.shape
-    summed = u.new_zeros(_parts(u), len(u), j, e, lanes())
+    summed = u.new_zeros(parts(weight.shape[1]), len(u), j, e, lanes())
     _run("capsnet_sums", u, weight, total, grad, summed, None, None, (1, 1), leaky, False)
     return summed.sum(0)
 
 
-def _parts(u: Tensor) -> int:
-    return min(u.shape[1], _PARTS_A_THREAD * torch.get_num_threads())
-
-
 def _run(name, u, weight, total, grad, summed, grad_u, grad_weight, counts, leaky, constant) -> None:
-    (j, i, d, e), parts = weight.shape, _parts(u)
-    scratch = u.new_empty(parts, (j * e + 2 * counts[0] * j + e) * lanes())
+    j, i, d, e = weight.shape
+    scratch = u.new_empty(parts(i), (j * e + 2 * counts[0] * j + e) * lanes())
     kept = [u, weight, total, grad, summed, grad_u, grad_weight, scratch]
-    sizes = (len(u), i, j, d, e, parts, scratch.shape[1], *counts)
+    sizes = (len(u), i, j, d, e, *scratch.shape, *counts)
     run(name, _Pass(*(None if x is None else x.data_ptr() for x in kept), *sizes, leaky, constant))

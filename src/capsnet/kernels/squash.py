@@ -7,9 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from capsnet.kernels import run
+from capsnet.kernels import parts, run
 
-_PARTS_A_THREAD = 4
 _SMALL = 2**15  # numbers that one thread alone is quicker with
 _SHORTEST = 8  # numbers side by side, of different vectors, for which it is worth while
 
@@ -46,6 +45,6 @@ def squash_backward(
 
 def _run(s: Tensor, grad: Tensor | None, sizes: tuple[int, int, int]) -> Tensor:
     to = torch.empty_like(s)
-    parts = 1 if s.numel() < _SMALL else min(sizes[0], _PARTS_A_THREAD * torch.get_num_threads())
-    run("capsnet_squash", _Job(s.data_ptr(), None if grad is None else grad.data_ptr(), to.data_ptr(), *sizes, parts))
+    tasks = 1 if s.numel() < _SMALL else parts(sizes[0])
+    run("capsnet_squash", _Job(s.data_ptr(), None if grad is None else grad.data_ptr(), to.data_ptr(), *sizes, tasks))
     return to
