@@ -53,6 +53,7 @@ def test_every_loss_is_compiled_as_a_whole_and_is_the_same():
         import torch
         from capsnet.models import build_model
 
+        torch.manual_seed(0)
         small = {"conv_channels": 8, "primary_types": 2, "decoder_hidden": (16, 16)}
         pixels = {"in_shape": (1, 28, 28), "num_classes": 10}
         images, targets = torch.rand(4, 1, 28, 28), torch.rand(4, 2, 1, 28, 28)
