@@ -5,8 +5,8 @@ import gc
 import itertools
 import json
 import os
-import re
 import pty
+import re
 import signal
 import subprocess
 import sys
