@@ -3,9 +3,10 @@
 import shutil
 
 import pytest
+from terminal import typed
 
 import capsnet
-from capsnet import cli, data, pretrained, runs
+from capsnet import data, pretrained, runs
 from capsnet.insight import gallery
 
 FIGURES = ("agreement", "equivariance", "health", "perturbations", "reconstructions", "robustness")
@@ -15,12 +16,6 @@ FIGURES = ("agreement", "equivariance", "health", "perturbations", "reconstructi
 def fewer_images(monkeypatch):
     whole = data.DATASETS["mnist"]
     monkeypatch.setitem(data.DATASETS, "mnist", lambda split: whole(split).first(200))
-
-
-def typed(capsys, *arguments):
-    status = cli.main([str(argument) for argument in arguments])
-    said = capsys.readouterr()
-    return status, said.out, said.err
 
 
 def files(*names):

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from terminal import typed
 
 import capsnet
-from capsnet import cli, data, runs
+from capsnet import data, runs
 from capsnet.explorer import answers, markup
 from capsnet.insight import gallery, health
 from capsnet.insight.agreement import agree
@@ -25,12 +26,6 @@ def noise(shape, classes):
 def sets(monkeypatch):
     monkeypatch.setitem(data.DATASETS, "signs", noise((3, 72, 84), 43))
     monkeypatch.setitem(data.DATASETS, "narrow", noise((3, 12, 200), 4))
-
-
-def typed(capsys, *arguments):
-    status = cli.main([str(argument) for argument in arguments])
-    said = capsys.readouterr()
-    return status, said.out, said.err
 
 
 def test_large_colour_images_are_trained_on_drawn_and_explored(tmp_path, capsys):

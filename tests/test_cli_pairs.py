@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from terminal import typed
 
 import capsnet
 from capsnet import cli, data, runs
@@ -28,29 +29,28 @@ def tiny(monkeypatch, tmp_path):
     return tmp_path
 
 
-def typed(capsys, *arguments):
-    status = cli.main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    assert status == 0, captured.err
-    return captured.out
+def done(capsys, *arguments):
+    status, out, err = typed(capsys, *arguments)
+    assert status == 0, err
+    return out
 
 
 def test_pairs_are_trained_tested_and_evaluated(tiny, capsys):
     options = ("--epochs", 1, "--batch-size", 40, "--limit", 60, "--held-out", 20, "--device", "cpu")
-    out = typed(capsys, "train", "--data", "multimnist", *options, "--out", "run")
+    out = done(capsys, "train", "--data", "multimnist", *options, "--out", "run")
     assert re.search(r"test error +\d+\.\d\d % +\(\d+ of 80 images\)", out)
     assert re.search(r"by digit +\d+\.\d\d % +\(\d+ of 160\)", out)
     report = json.loads((tiny / "run" / runs.REPORT).read_text())
-    answer = json.loads(typed(capsys, "evaluate", "run", "--data", "multimnist", "--json"))
+    answer = json.loads(done(capsys, "evaluate", "run", "--data", "multimnist", "--json"))
     assert answer["error"] == pytest.approx(report["test_error"])
     assert answer["digit_error"] == pytest.approx(report["test_digit_error"])
     assert answer["digit_error"] <= answer["error"] <= 2 * answer["digit_error"]
-    assert f"by digit {answer['digit_error']:.2f} %" in typed(capsys, "evaluate", "run", "--data", "multimnist")
+    assert f"by digit {answer['digit_error']:.2f} %" in done(capsys, "evaluate", "run", "--data", "multimnist")
     curve = runs.read_metrics(tiny / "run")
     assert curve[0]["step"] == 2
     assert "held_out_error" in curve[0]
     (tiny / "run" / runs.REPORT).unlink()
-    assert "by digit" in typed(capsys, "train", "--resume", "--out", "run")
+    assert "by digit" in done(capsys, "train", "--resume", "--out", "run")
 
 
 def test_an_interrupt_in_the_test_says_how_to_go_on_too(tiny, capsys, monkeypatch):
@@ -61,13 +61,13 @@ def test_an_interrupt_in_the_test_says_how_to_go_on_too(tiny, capsys, monkeypatc
         patch.setattr(train, "evaluate", interrupted)
         assert cli.main(["train", "--epochs", "1", "--limit", "20", "--out", "run"]) == 130
     assert "train --resume --out run" in capsys.readouterr().err
-    assert "test error" in typed(capsys, "train", "--resume", "--out", "run")
+    assert "test error" in done(capsys, "train", "--resume", "--out", "run")
 
 
 def test_answers_averaged_over_shifts_are_stated_as_such(tiny, capsys):
-    typed(capsys, "train", "--epochs", 1, "--limit", 50, "--out", "run")
+    done(capsys, "train", "--epochs", 1, "--limit", 50, "--out", "run")
     plain, shifted = (
-        json.loads(typed(capsys, "evaluate", "run", *options, "--json")) for options in ((), ("--shifts", 1))
+        json.loads(done(capsys, "evaluate", "run", *options, "--json")) for options in ((), ("--shifts", 1))
     )
     assert "shifts" not in plain
     assert shifted["shifts"] == 1
@@ -78,14 +78,14 @@ def test_answers_averaged_over_shifts_are_stated_as_such(tiny, capsys):
 
 
 def test_crops_are_trained_on_and_their_middle_is_tested(tiny, capsys):
-    typed(capsys, "train", "--epochs", 1, "--crop", 20, "--max-shift", 0, "--out", "run")
+    done(capsys, "train", "--epochs", 1, "--crop", 20, "--max-shift", 0, "--out", "run")
     assert capsnet.load("run").config["in_shape"] == (1, 20, 20)
     report = json.loads((tiny / "run" / runs.REPORT).read_text())
-    assert json.loads(typed(capsys, "evaluate", "run", "--json"))["errors"] == report["test_errors"]
+    assert json.loads(done(capsys, "evaluate", "run", "--json"))["errors"] == report["test_errors"]
 
 
 def test_the_cnn_with_max_pooling_by_its_name(capsys):
-    out = typed(capsys, "train", "--model", "pooling-cnn", "--epochs", 1, "--limit", 8, "--out", "run")
+    out = done(capsys, "train", "--model", "pooling-cnn", "--epochs", 1, "--limit", 8, "--out", "run")
     assert "pooling-cnn on mnist, 1 epoch, 16,1" in out  # 41,984 + 3,277,056 + (256·49 + 1)·1024 + 1025·10 = 16,175,…
 
 
@@ -110,9 +110,9 @@ def test_a_named_recipe_is_what_the_flags_change(monkeypatch, arguments, expecte
 
 def test_a_run_with_a_named_recipe_resumes_with_it(tiny, capsys):
     options = ("--recipe", "best", "--epochs", 1, "--batch-size", 50, "--out", "run")
-    typed(capsys, "train", *options)
+    done(capsys, "train", *options)
     (tiny / "run" / runs.REPORT).unlink()
-    assert "test error" in typed(capsys, "train", "--resume", "--out", "run")
+    assert "test error" in done(capsys, "train", "--resume", "--out", "run")
     assert cli.main(["train", "--resume", "--recipe", "paper", "--out", "run"]) == 2
     assert "keeps its settings" in capsys.readouterr().err
 

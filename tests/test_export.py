@@ -14,9 +14,10 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from terminal import typed
 
 import capsnet
-from capsnet import cli, data, export, pretrained, runs
+from capsnet import data, export, pretrained, runs
 from capsnet.data import to_float
 from capsnet.data.framing import Framing
 from capsnet.models import build_model
@@ -248,16 +249,9 @@ def at_once(monkeypatch):
     monkeypatch.setattr(export, "quantise", lambda *_: b"int8")
 
 
-def typed(capfd, *arguments):
-    """All that reaches the terminal, from C++ too."""
-    status = cli.main(["export", *map(str, arguments)])
-    said = capfd.readouterr()
-    return status, said.out, said.err
-
-
 def test_export_as_json_is_one_object_and_nothing_else(run_folder, few, tmp_path, capfd):
     file = tmp_path / "model.onnx"
-    status, out, err = typed(capfd, run_folder, file, "--int8", "--decoder", "--json")
+    status, out, err = typed(capfd, "export", run_folder, file, "--int8", "--decoder", "--json")
     assert (status, err, out.count("\n")) == (0, "", 1)
     report = json.loads(out)
     assert set(report) == {"run", "opset", "difference", "checked_on", "files", "added_error"}
@@ -285,7 +279,7 @@ def test_export_says_what_was_checked_and_what_8_bits_cost(run_folder, few, at_o
 
     monkeypatch.setattr(export, "open_session", lambda content: content)
     monkeypatch.setattr(export, "answers_of", scores)
-    status, out, err = typed(capfd, run_folder, tmp_path / "m.onnx", "--int8")
+    status, out, err = typed(capfd, "export", run_folder, tmp_path / "m.onnx", "--int8")
     assert (status, err) == (0, "")
     assert out.splitlines() == [
         "greatest difference from the model 1.0e-06, on 64 test images; opset 18",
@@ -297,15 +291,15 @@ def test_export_says_what_was_checked_and_what_8_bits_cost(run_folder, few, at_o
 
 def test_a_run_of_unknown_images_is_checked_with_noise_and_says_so(at_once, tmp_path, capfd):
     capsnet.save(tiny("plain").model, tmp_path / "run")
-    status, out, err = typed(capfd, tmp_path / "run", tmp_path / "m.onnx")
+    status, out, err = typed(capfd, "export", tmp_path / "run", tmp_path / "m.onnx")
     assert status == 0
     assert "on 64 images of noise" in out
     assert "8-bit" not in out
     assert re.fullmatch(r"no test images, so noise is used .* name its data set: --data\n", err)
-    status, out, err = typed(capfd, tmp_path / "run", tmp_path / "n.onnx", "--int8")
+    status, out, err = typed(capfd, "export", tmp_path / "run", tmp_path / "n.onnx", "--int8")
     assert (status, out) == (2, "")
     assert err == "capsnet: the run does not say what it was trained on; name its data set: --data\n"
-    status, out, err = typed(capfd, tmp_path / "run", tmp_path / "n.onnx", "--data", "mnist")
+    status, out, err = typed(capfd, "export", tmp_path / "run", tmp_path / "n.onnx", "--data", "mnist")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "(1, 28, 28)" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "run"]
@@ -322,18 +316,18 @@ def test_a_run_of_unknown_images_is_checked_with_noise_and_says_so(at_once, tmp_
     ],
 )
 def test_what_cannot_be_exported_is_told_in_one_line(run_folder, tmp_path, capfd, file, flags, told):
-    status, out, err = typed(capfd, run_folder, tmp_path / file, *flags)
+    status, out, err = typed(capfd, "export", run_folder, tmp_path / file, *flags)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert told.format(tmp_path) in err
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_no_run_and_no_decoder_are_told_in_one_line(tmp_path, few, capfd):
-    status, out, err = typed(capfd, tmp_path / "run", tmp_path / "model.onnx")
+    status, out, err = typed(capfd, "export", tmp_path / "run", tmp_path / "model.onnx")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "there is no run folder" in err
     capsnet.save(capsnet.CapsNet((1, 28, 28), 10, **TINY, decoder=False), tmp_path / "run", command={"data": "mnist"})
-    status, out, err = typed(capfd, tmp_path / "run", tmp_path / "model.onnx", "--decoder")
+    status, out, err = typed(capfd, "export", tmp_path / "run", tmp_path / "model.onnx", "--decoder")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "no decoder" in err
 
@@ -342,7 +336,7 @@ def test_no_run_and_no_decoder_are_told_in_one_line(tmp_path, few, capfd):
 def test_a_missing_library_is_told_before_anything_is_done(library, run_folder, tmp_path, capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.setattr(runs, "open_run", None)  # takes time, or a download
-    status, out, err = typed(capfd, run_folder, tmp_path / "model.onnx")
+    status, out, err = typed(capfd, "export", run_folder, tmp_path / "model.onnx")
     assert (status, out) == (2, "")
     assert err == f"capsnet: export needs {library}; install it with: pip install 'capsnet[export]'\n"
 
@@ -350,7 +344,7 @@ def test_a_missing_library_is_told_before_anything_is_done(library, run_folder, 
 def test_a_file_that_answers_otherwise_is_not_written(run_folder, few, at_once, tmp_path, capfd, monkeypatch):
     for difference in (0.01, float("nan")):
         monkeypatch.setattr(export, "greatest_difference", lambda *_, d=difference, **__: d)
-        status, out, err = typed(capfd, run_folder, tmp_path / "model.onnx")
+        status, out, err = typed(capfd, "export", run_folder, tmp_path / "model.onnx")
         assert (status, out, err.count("\n")) == (2, "", 1)
         assert "would answer otherwise than the model" in err
         assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -364,7 +358,7 @@ def test_a_disk_that_takes_nothing_keeps_what_was_there(run_folder, few, at_once
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fail)
-    status, out, err = typed(capfd, run_folder, tmp_path / "model.onnx")
+    status, out, err = typed(capfd, "export", run_folder, tmp_path / "model.onnx")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert f"cannot write {tmp_path}/model.onnx: {os.strerror(number)}" in err
     assert (tmp_path / "model.onnx").read_bytes() == b"before"
@@ -373,6 +367,6 @@ def test_a_disk_that_takes_nothing_keeps_what_was_there(run_folder, few, at_once
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no folder that nobody may write into")
 def test_a_folder_that_may_not_be_written_into_is_told(run_folder, few, at_once, capfd):
-    status, out, err = typed(capfd, run_folder, "/proc/self/model.onnx")
+    status, out, err = typed(capfd, "export", run_folder, "/proc/self/model.onnx")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "cannot write /proc/self/model.onnx" in err

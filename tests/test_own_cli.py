@@ -6,18 +6,13 @@ import numpy as np
 import pytest
 from own_sets import draw, write_folder, write_table
 from PIL import Image
+from terminal import typed
 
 import capsnet
 from capsnet import cli, runs
 from capsnet.commands import train
 
 TINY = ("--epochs", 1, "--width", 0.05, "--size", 20, "--batch-size", 8, "--device", "cpu")
-
-
-def typed(capsys, *arguments):
-    status = cli.main([str(argument) for argument in arguments])
-    said = capsys.readouterr()
-    return status, said.out, said.err
 
 
 def test_a_folder_is_trained_on_tested_and_predicted(tmp_path, capsys):

@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from terminal import typed
 
 import capsnet
-from capsnet import cli, prediction, runs
+from capsnet import prediction, runs
 from capsnet.prediction import BATCH, find_pictures, predict
 
 
@@ -53,12 +54,6 @@ def folder(tmp_path):
     (tmp_path / "set" / "first" / "010.png").write_bytes(b"no picture")
     (tmp_path / "set" / "notes.txt").write_text("no picture")
     return tmp_path / "set"
-
-
-def typed(capsys, *arguments):
-    status = cli.main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
 
 
 def test_pictures_are_found_in_order(tmp_path):
