@@ -122,56 +122,56 @@ typedef struct {
 #define A5 a4[step]
 #define A6 a4[2 * step]
 #define A7 a4[3 * step]
-#define STEP(r)               \
-    {                         \
+#define STEP(r)                \
+    {                          \
         const v y = SET(A##r); \
-        x##r += y * left;     \
-        y##r += y * right;    \
+        x##r += y * left;      \
+        y##r += y * right;     \
     }
-#define END(r)                                                    \
-    {                                                             \
-        float *to = s->c + s->crow[row + r];                      \
-        if (s->add) {                                             \
-            x##r += LOAD_FIRST(s->left, to);           \
-            y##r += LOAD_FIRST(s->right, to + L);      \
-        }                                                         \
-        if (s->bias) {                                            \
-            x##r += SET(s->bias[row + r]);             \
-            y##r += SET(s->bias[row + r]);             \
-        }                                                         \
-        if (s->relu) { /* in this order NaN stays NaN */                                            \
-            x##r = MAX(ZERO, x##r);      \
-            y##r = MAX(ZERO, y##r);      \
-        }                                                         \
-        if (s->stream) {                                          \
-            STREAM(to, x##r);                           \
-            STREAM(to + L, y##r);                       \
-        } else {                                                  \
-            STORE_FIRST(to, s->left, x##r);             \
-            STORE_FIRST(to + L, s->right, y##r);        \
-        }                                                         \
+#define END(r)                                           \
+    {                                                    \
+        float *to = s->c + s->crow[row + r];             \
+        if (s->add) {                                    \
+            x##r += LOAD_FIRST(s->left, to);             \
+            y##r += LOAD_FIRST(s->right, to + L);        \
+        }                                                \
+        if (s->bias) {                                   \
+            x##r += SET(s->bias[row + r]);               \
+            y##r += SET(s->bias[row + r]);               \
+        }                                                \
+        if (s->relu) { /* in this order NaN stays NaN */ \
+            x##r = MAX(ZERO, x##r);                      \
+            y##r = MAX(ZERO, y##r);                      \
+        }                                                \
+        if (s->stream) {                                 \
+            STREAM(to, x##r);                            \
+            STREAM(to + L, y##r);                        \
+        } else {                                         \
+            STORE_FIRST(to, s->left, x##r);              \
+            STORE_FIRST(to + L, s->right, y##r);         \
+        }                                                \
     }
 /* How a strip is read: from a panel, all of it one after the other, or where it lies. */
 #define PANEL(k, x) LOAD(s->b + (k) * WIDE + (x) * L)
 #define PANEL_AHEAD(k)
 #define PLACE(k, x) LOAD_FIRST(x ? s->right : s->left, s->b + s->bk[k] + (x) * L)
-#define PLACE_AHEAD(k)                                      \
-    _mm_prefetch(s->b + s->bk[k] + 8 * WIDE, _MM_HINT_T0);   \
+#define PLACE_AHEAD(k)                                     \
+    _mm_prefetch(s->b + s->bk[k] + 8 * WIDE, _MM_HINT_T0); \
     _mm_prefetch(s->b + s->bk[k] + 8 * WIDE + L, _MM_HINT_T0);
-#define ROWS(R, B)                                       \
-    static void B##_rows##R(const strip *s, n row) {     \
-        const n step = s->arow;                          \
+#define ROWS(R, B)                                                \
+    static void B##_rows##R(const strip *s, n row) {              \
+        const n step = s->arow;                                   \
         const float *a0 = s->a + row * step, *a4 = a0 + 4 * step; \
-        EACH##R(BEGIN)                                   \
-        for (n k = 0; k < s->depth; k++) {               \
-            const v left = B(k, 0), right = B(k, 1);     \
-            _mm_prefetch(a0 + s->ahead, _MM_HINT_T0);    \
-            B##_AHEAD(k)                                 \
-            EACH##R(STEP)                                \
-            a0 += s->ak;                                 \
-            a4 += s->ak;                                 \
-        }                                                \
-        EACH##R(END)                                     \
+        EACH##R(BEGIN)                                            \
+        for (n k = 0; k < s->depth; k++) {                        \
+            const v left = B(k, 0), right = B(k, 1);              \
+            _mm_prefetch(a0 + s->ahead, _MM_HINT_T0);             \
+            B##_AHEAD(k)                                          \
+            EACH##R(STEP)                                         \
+            a0 += s->ak;                                          \
+            a4 += s->ak;                                          \
+        }                                                         \
+        EACH##R(END)                                              \
     }
 #define BOTH(R) ROWS(R, PANEL) ROWS(R, PLACE)
 BOTH(1)
