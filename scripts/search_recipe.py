@@ -12,17 +12,19 @@ import json
 import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
-from capsnet import InputError, Recipe, evaluate, fit, runs, tune_allocator
-from capsnet.data import ImageSet, PairSet, open_dataset
+from capsnet import InputError, Recipe, evaluate, runs, tune_allocator
+from capsnet.data import ImageSet, PairSet
 from capsnet.devices import pick_device
+from capsnet.experiments.making import Settings, provenance, trained
 from capsnet.experiments.records import current_commit
-from capsnet.experiments.rows import find_rows
+from capsnet.experiments.reproduce import TableSettings, training_sets
+from capsnet.experiments.rows import Row, find_rows
 from capsnet.models import build_model
 
 FIGURES = ("error", "error_with_shifts", "seconds")
@@ -46,40 +48,57 @@ class Search:
 
     def run(self) -> None:
         (row,) = find_rows((self.row,))
-        log = self.out / f"{row.name}.jsonl"
+        row = replace(row, recipe=replace(row.recipe, stop_at_error=0.0))  # all tries train equally long
         recipes = {words: changed(row.run_recipe(0, self.epochs), words) for words in self.tries}
-        train_set, held_out = self._data(row.data)
-        device = pick_device(self.device)
+        train_set, held_out = training_sets(row, self.held_out, TableSettings())
+        assert held_out is not None
+        train_set = train_set.first(self.limit) if self.limit else train_set
         for words, recipe in recipes.items():
-            key: dict[str, Any] = {"recipe": asdict(recipe), "limit": self.limit, "held_out": self.held_out}
-            tried = read_log(log)
-            if any({name: entry.get(name) for name in key} == key for entry in tried):
+            definition = {"limit": self.limit, **row.definition(), "held_out": self.held_out}
+            key: dict[str, Any] = {"recipe": asdict(recipe), **definition}
+            if any({name: entry.get(name) for name in key} == key for entry in self._read()):
                 continue
             print(f"{row.name}: {words or 'as it is'}", file=sys.stderr)
             folder = Path("runs") / "search" / row.name / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-            torch.manual_seed(recipe.seed)
-            model = build_model(row.model, row.config)
-            resume = (folder / runs.CONFIG).exists() and not (folder / runs.WEIGHTS).exists()
-            if not (folder / runs.WEIGHTS).exists():
-                fit(model, train_set, recipe, held_out=held_out, out=folder, resume=resume, device=str(device))
-            model = runs.load(folder)
-            curve = runs.read_metrics(folder)
-            plain, shifted = (evaluate(model, held_out, device, shifts) for shifts in (0, 1))
-            entry = {
-                **{"changes": words, "error": round(plain.error, 4), "error_with_shifts": round(shifted.error, 4)},
-                "seconds": round(sum(point["seconds"] for point in curve), 1),
-                **{"commit": current_commit(), "environment": runs.environment(device)},
-                **key,
-                "curve": curve,
-            }
-            runs.make_folder(self.out)
-            runs.write_atomically(log, "".join(json.dumps(line) + "\n" for line in [*tried, entry]).encode())
+            figures = self._try(row, definition, recipe, folder, train_set, held_out)
+            self._write({"changes": words, **figures, **key})
             shutil.rmtree(folder)
-        print(as_table(read_log(log)))
+        print(as_table(self._read()))
 
-    def _data(self, name: str) -> tuple[ImageSet | PairSet, ImageSet | PairSet]:
-        train_set, held_out = open_dataset(name).hold_out(self.held_out)
-        return (train_set.first(self.limit) if self.limit else train_set), held_out
+    def _try(
+        self,
+        row: Row,
+        definition: dict[str, Any],
+        recipe: Recipe,
+        folder: Path,
+        train_set: ImageSet | PairSet,
+        held_out: ImageSet | PairSet,
+    ) -> dict[str, Any]:
+        settings = Settings(device=pick_device(self.device), command=" ".join(sys.argv), commit=current_commit())
+        build = partial(build_model, row.model, row.config)
+        model = trained(f"search {row.name}", definition, build, train_set, recipe, folder, settings, held_out)
+        curve = runs.read_metrics(folder)
+        if recipe.crop and isinstance(held_out, ImageSet):
+            held_out = held_out.centre(recipe.crop)
+        plain, shifted = (evaluate(model, held_out, settings.device, shifts) for shifts in (0, 1))
+        return {
+            **{"error": round(plain.error, 4), "error_with_shifts": round(shifted.error, 4)},
+            "seconds": round(sum(point["seconds"] for point in curve), 1),
+            **provenance(folder, settings),
+            "curve": curve,
+        }
+
+    @property
+    def _log(self) -> Path:
+        return self.out / f"{self.row}.jsonl"
+
+    def _read(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._log.read_text().splitlines()] if self._log.exists() else []
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        """Beside what another search may have added meanwhile."""
+        runs.make_folder(self.out)
+        runs.write_atomically(self._log, "".join(json.dumps(line) + "\n" for line in [*self._read(), entry]).encode())
 
 
 def changed(recipe: Recipe, words: str) -> Recipe:
@@ -94,10 +113,6 @@ def changed(recipe: Recipe, words: str) -> Recipe:
         except ValueError:
             raise InputError(f"{word!r} does not give {name} a number") from None
     return replace(recipe, **changes)
-
-
-def read_log(log: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def as_table(entries: list[dict[str, Any]]) -> str:

@@ -1,5 +1,6 @@
 """How errors are counted, of single images and of pairs, with and without averaging; and what chance leaves open."""
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -7,7 +8,7 @@ from scipy import stats
 import capsnet
 from capsnet.data import PairSet
 from capsnet.data.augment import shift
-from capsnet.evaluation import Evaluation, missed_things, probabilities, wilson_interval
+from capsnet.evaluation import Evaluation, independent_pairs, missed_things, probabilities, wilson_interval
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,32 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     errors = stats.binom(200, 0.03)
     covered = sum(errors.pmf(k) for k in range(201) if wilson_interval(k, 200)[0] <= 0.03 <= wilson_interval(k, 200)[1])
     assert covered == pytest.approx(0.95, abs=0.03)
+
+
+def test_the_variance_of_pairs_is_the_sum_over_all_that_share_a_digit():
+    numbers = np.random.default_rng(0)
+    first = numbers.permutation(30).repeat(4)
+    members = np.stack([first, (first + numbers.integers(1, 30, size=120)) % 30], axis=1)
+    wrong = numbers.random(120) < np.where(members.min(axis=1) < 6, 0.8, 0.1)  # some digits are hard to read
+    residuals, sets = wrong - wrong.mean(), [set(pair) for pair in members.tolist()]
+    products = (residuals[p] * residuals[q] for p in range(120) for q in range(120) if sets[p] & sets[q])
+    share = wrong.mean()
+    assert len(np.unique(np.sort(members), axis=0)) < 120  # some pairs are there twice
+    independent = independent_pairs(wrong, members, 30)
+    assert independent == pytest.approx(share * (1 - share) * 120**2 / sum(products))
+    assert independent < 60
+    assert independent_pairs(np.zeros(120, bool), members, 30) == 15
+
+
+def test_many_pairs_of_few_digits_say_less(digits):
+    """The interval holds what more digits would give, which that of so many independent images does not."""
+    model, pairs = small((1, 36, 36)), PairSet(digits, 1100)
+    outcome = capsnet.evaluate(model, pairs)
+    assert outcome.independent is not None
+    assert outcome.independent < 1100
+    low, high = outcome.interval
+    assert low < outcome.error < high
+    assert high - low > 1.2 * (100 * np.diff(wilson_interval(outcome.errors, 1100)))
 
 
 @pytest.mark.parametrize(("errors", "images"), [(-1, 10), (11, 10), (0, 0)])

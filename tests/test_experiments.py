@@ -13,10 +13,11 @@ from readme_table import with_table
 import capsnet
 from capsnet import cli, data, runs
 from capsnet.batches import Batches
+from capsnet.commands import reproduce as reproduce_command
 from capsnet.data import PairSet, multimnist
-from capsnet.experiments import records, reproduce, rows
+from capsnet.experiments import making, records, reproduce, rows
 from capsnet.experiments.records import read_records
-from capsnet.experiments.reproduce import Settings
+from capsnet.experiments.reproduce import TableSettings
 from capsnet.experiments.rows import ROWS, Row
 from capsnet.experiments.table import format_table, make_table
 from capsnet.models import build_model
@@ -160,7 +161,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tiny, capsys, monkeypatch
             command(capsys, "tiny", "--seeds", 1)
     assert not list(tiny.glob("results/**/*.json"))
     if moment == "before the test":
-        monkeypatch.setattr(reproduce, "fit", None)  # nothing is left to train
+        monkeypatch.setattr(making, "fit", None)  # nothing is left to train
     assert command(capsys, "tiny", "--seeds", 1)[0] == 0
     name = "runs/tiny-2-epochs-seed-0.json"
     resumed, whole = (json.loads((tiny / folder / name).read_text()) for folder in ("results", "whole"))
@@ -173,7 +174,7 @@ def test_an_interrupt_says_how_to_go_on(tiny, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt("interrupted in epoch 2, step 5; the checkpoint is kept")
 
-    monkeypatch.setattr(reproduce, "fit", interrupted)
+    monkeypatch.setattr(making, "fit", interrupted)
     status, _, err = command(capsys, "tiny", "--seeds", 1)
     assert status == 130
     assert "the checkpoint is kept; go on with: capsnet reproduce tiny --seeds 1" in err
@@ -187,9 +188,20 @@ def test_pairs_are_reported_by_pair_and_by_digit_and_tested_in_full_when_asked(t
     assert final["errors"] / 2 <= final["thing_errors"] <= 2 * final["errors"]
     assert f"by digit {final['thing_error']:.2f}" in out
     monkeypatch.setattr(reproduce, "FULL_TEST_PAIRS", 90)
-    monkeypatch.setattr(reproduce, "fit", None)  # the model is there
-    assert command(capsys, "tiny-pairs", "--seeds", 1, "--full")[0] == 0
-    assert record_of(tiny, "tiny-pairs-2-epochs-seed-0")["final"]["images"] == 90
+    monkeypatch.setattr(making, "fit", None)  # the model is there
+    first = record_of(tiny, "tiny-pairs-2-epochs-seed-0")
+    with monkeypatch.context() as patch:  # elsewhere, and later
+        patch.setattr(reproduce_command, "current_commit", lambda: "another")
+        patch.setattr(torch, "get_num_threads", lambda: 96)
+        patch.setattr("sys.argv", ["capsnet", "reproduce", "tiny-pairs", "--full"])
+        assert command(capsys, "tiny-pairs", "--seeds", 1, "--full")[0] == 0
+    again = record_of(tiny, "tiny-pairs-2-epochs-seed-0")
+    assert again["final"]["images"] == 90
+    assert {name: again[name] for name in again["finished"]} == {name: first[name] for name in again["finished"]}
+    assert again["finished"] == {
+        **{"commit": "another", "command": "capsnet reproduce tiny-pairs --full"},
+        "environment": {**first["environment"], "threads": 96},
+    }
     assert command(capsys, "tiny-pairs", "--seeds", 1)[0] == 0  # and stays
     assert record_of(tiny, "tiny-pairs-2-epochs-seed-0")["final"]["images"] == 90
 
@@ -201,7 +213,44 @@ def test_a_row_that_is_tested_elsewhere_is_tested_on_its_own_set_too_and_stops_e
     assert (record["final"]["data"], record["final"]["images"]) == ("other-digits", 50)
     assert record["final"]["clean_images"] == 104
     assert record["curve"][0]["held_out_error"] <= 99
-    assert f"clean {record['final']['clean_error']:.2f}; stopped after epoch 1" in out
+    assert f"clean {record['final']['clean_error']:.2f}; " in out
+    assert "; stopped after epoch 1 |" in out
+
+
+def test_a_run_that_was_to_stop_at_an_error_says_whether_it_came_so_far(tiny):
+    def run(seed, *held_out):
+        curve = [{"held_out_error": error} for error in held_out]
+        return made(TWO_SETS, seed, 30.0, final={"error": 30.0, "clean_error": 1.5}, curve=curve)
+
+    def told(*found):
+        return make_table([TWO_SETS], found)[0].also
+
+    assert told(run(0, 99.5, 98.5)) == "clean 1.50; stopped after epoch 2"
+    assert told(run(0, 99.9, 99.5, 99.0)) == "clean 1.50"  # in the last epoch
+    assert told(run(0, 99.9, 99.5, 99.2)) == "clean 1.50; 99 % not reached by 1 of 1: held-out error 99.20"
+    assert told(run(0, 98.0), run(1, 99.9, 99.5, 99.2)) == (
+        "clean 1.50; stopped after epoch 1, 3; 99 % not reached by 1 of 2: held-out error 98.00, 99.20"
+    )
+
+
+def test_the_code_of_a_run_is_that_which_the_process_began_with(tiny, capsys, monkeypatch):
+    commits = iter(["first", "second"])
+    monkeypatch.setattr(reproduce_command, "current_commit", lambda: next(commits))
+    assert command(capsys, "tiny", "--seeds", 2)[0] == 0
+    for seed in (0, 1):
+        record = record_of(tiny, f"tiny-2-epochs-seed-{seed}")
+        assert (record["commit"], "finished" in record) == ("first", False)
+
+
+def test_a_record_under_another_name_is_refused(tiny, capsys):
+    folder = tiny / "results" / "runs"
+    folder.mkdir(parents=True)
+    for name in ("tiny-2-epochs-seed-0 old.json", "tiny-2-epochs-seed-1.json"):
+        (folder / name).write_text(json.dumps(made(TINY, 0, 1.0)))
+        status, out, err = command(capsys, "tiny", "--table")
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert f"{name} holds the run of tiny-2-epochs-seed-0.json" in err
+        (folder / name).unlink()
 
 
 def test_an_ensemble_answers_with_the_mean_of_its_members_over_shifts(tiny, capsys):
@@ -259,7 +308,7 @@ def test_table_arithmetic(tiny):
 
 
 def test_the_table_alone_runs_nothing_and_makes_nothing(tiny, capsys, monkeypatch):
-    monkeypatch.setattr(reproduce, "fit", None)
+    monkeypatch.setattr(making, "fit", None)
     status, out, _ = command(capsys, "--table", "--json")
     table = json.loads(out)
     assert status == 0
@@ -282,7 +331,7 @@ def test_a_record_of_another_definition_is_told_and_not_overwritten(tiny, capsys
     (tiny / "results" / "runs" / "tiny-2-epochs-seed-0.json").unlink()
     status, _, err = command(capsys, "tiny", "--seeds", 1)
     assert status == 2
-    assert "holds a run of another definition of the row tiny; move it away" in err
+    assert "holds a run of another definition of tiny; move it away" in err
 
 
 @pytest.mark.parametrize(
@@ -296,14 +345,15 @@ def test_a_record_of_another_definition_is_told_and_not_overwritten(tiny, capsys
         lambda record: json.dumps({**record, "final": {"error": -1}}),
         lambda record: json.dumps({**record, "final": {"error": True}}),
         lambda record: json.dumps({**record, "final": {"error": 1.0, "clean_error": "low"}}),
-        lambda record: json.dumps({**record, "final": {"error": 1.0, "epochs_trained": "2"}}),
+        lambda record: json.dumps({**record, "recipe": {**record["recipe"], "stop_at_error": 1.0}}),
+        lambda record: json.dumps({**record, "recipe": {**record["recipe"], "stop_at_error": 1.0}, "curve": [{}]}),
         lambda record: json.dumps({**record, "epochs": "2"}),
         lambda record: json.dumps({**record, "recipe": None}),
         lambda record: json.dumps({k: v for k, v in record.items() if k != "seed"}),
     ],
 )
 def test_a_damaged_record_is_told_in_one_line_before_anything_runs(tiny, capsys, monkeypatch, damage):
-    monkeypatch.setattr(reproduce, "fit", None)
+    monkeypatch.setattr(making, "fit", None)
     path = tiny / "results" / "runs" / "tiny-2-epochs-seed-0.json"
     path.parent.mkdir(parents=True)
     path.write_text(damage(made(TINY, 0, 1.0)))
@@ -340,16 +390,28 @@ def test_rows_whose_data_is_not_at_hand_are_left_out_unless_named(tiny, capsys, 
     assert record_of(tiny, "tiny-2-epochs-seed-0")
 
 
+def test_what_goes_wrong_after_data_was_opened_is_not_left_out(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(rows, "ROWS", {"tiny": replace(TINY, needs="a file")})
+
+    def full(*_, **__):
+        raise capsnet.InputError("the disk is full")
+
+    monkeypatch.setattr(making, "fit", full)
+    status, _, err = command(capsys, "--seeds", 1)
+    assert status == 2
+    assert "capsnet: the disk is full" in err
+
+
 def test_the_smallnorb_row_reads_the_folder_that_it_is_given(monkeypatch):
     digits = capsnet.open_dataset("mnist", "test").select(slice(5))
     places = {("some/where", "train"): digits}
     monkeypatch.setitem(data.READERS, "smallnorb", lambda *asked: places[asked])
-    assert reproduce._open(rows.SMALLNORB, "train", Settings(smallnorb=Path("some/where"))) is digits
+    assert reproduce._open(rows.SMALLNORB, "train", TableSettings(smallnorb=Path("some/where"))) is digits
 
 
 def test_digits_of_expanded_mnist_are_placed_anew_and_never_cut_off():
     row = ROWS["affnist-r3-rec"]
-    train, held_out = reproduce._training_sets(row, Settings())
+    train, held_out = reproduce.training_sets(row, row.held_out, TableSettings())
     assert (len(train), len(held_out)) == (55_000, 5_000)
     batches = Batches(train.select(slice(300)), None, row.recipe)
     first, second = (torch.cat([batches.train_batch(epoch, step).images for step in range(3)]) for epoch in (0, 1))
@@ -400,17 +462,18 @@ def test_the_readme_has_the_table_of_the_records_and_keeps_it_up_to_date():
         with_table("no markers", "table")
 
 
-def test_runs_of_the_tables_are_not_resumed_by_train(tiny, capsys):
+def test_runs_of_the_tables_are_not_resumed_by_train(tiny, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["capsnet", "reproduce", "tiny", "--seeds", "1"])
     command(capsys, "tiny", "--seeds", 1)
     folder = "runs/reproduce/tiny-2-epochs-seed-0"
     Path(folder, runs.WEIGHTS).unlink()
     status = cli.main(["train", "--resume", "--out", folder])
     assert status == 2
-    assert "go on with: capsnet reproduce tiny" in capsys.readouterr().err
+    assert "go on with: capsnet reproduce tiny --seeds 1\n" in capsys.readouterr().err
 
 
 def test_multimnist_is_tested_on_the_papers_number_of_pairs_in_full():
     assert reproduce.FULL_TEST_PAIRS == 10_000_000
-    test_sets = reproduce._test_sets(ROWS["multimnist-r3-rec"], Settings(full=True))
+    test_sets = reproduce._test_sets(ROWS["multimnist-r3-rec"], TableSettings(full=True))
     assert len(test_sets["multimnist"]) == 10_000_000
-    assert len(reproduce._test_sets(ROWS["multimnist-r3-rec"], Settings())["multimnist"]) == multimnist.TEST_PAIRS
+    assert len(reproduce._test_sets(ROWS["multimnist-r3-rec"], TableSettings())["multimnist"]) == multimnist.TEST_PAIRS

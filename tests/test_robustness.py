@@ -117,7 +117,7 @@ def test_each_count_is_that_of_an_evaluation(rows, digits, monkeypatch):
     wanted = Measurement("nearest", "rotation", 30.0, 60, int((predicted != digits.labels).sum()))
     assert wanted in rows
     assert wanted.errors > 0
-    monkeypatch.setattr(robustness, "BATCH", 7)
+    monkeypatch.setattr(robustness, "images_at_once", lambda shape: 7)
     again = measure_robustness({"nearest": NearestDigit(digits)}, digits, ("rotation", "noise"))
     assert again == [row for row in rows if row.model == "nearest" and row.transformation in ("rotation", "noise")]
 

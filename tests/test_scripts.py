@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import fuzz_data
@@ -21,7 +22,7 @@ import search_recipe
 import capsnet
 from capsnet import data
 from capsnet.data import PairSet
-from capsnet.experiments import rows
+from capsnet.experiments import making, reproduce, rows
 from capsnet.experiments.rows import Row
 
 SIZES = {"in_shape": (1, 28, 28), "num_classes": 10, "conv_channels": 8, "primary_types": 2, "decoder_hidden": (16, 32)}
@@ -54,7 +55,7 @@ def test_every_try_is_written_down_once(tiny, capsys, monkeypatch, row):
     assert tried[0]["curve"][-1]["step"] == 2  # of 64 images, or pairs
     out = capsys.readouterr().out
     assert "| 64 | 1 | none | 0 | " in out
-    monkeypatch.setattr(search_recipe, "fit", None)
+    monkeypatch.setattr(making, "fit", None)
     assert search(row, "", limit=64) == tried
 
 
@@ -63,8 +64,39 @@ def test_an_interrupted_search_goes_on(tiny, monkeypatch):
         patch.setattr(search_recipe, "evaluate", None)  # stops it after training
         with pytest.raises(TypeError):
             search("digits", "")
-    monkeypatch.setattr(search_recipe, "fit", None)
+    monkeypatch.setattr(making, "fit", None)
     assert len(search("digits", "")) == 1
+
+
+def test_two_searches_of_a_row_keep_what_the_other_found(tiny, monkeypatch):
+    evaluate = search_recipe.evaluate
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(search_recipe, "evaluate", evaluate)
+        search("digits", "seed=2")
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(search_recipe, "evaluate", meanwhile)
+    assert [entry["changes"] for entry in search("digits", "seed=1")] == ["seed=2", "seed=1"]
+
+
+def test_held_out_images_are_cut_and_placed_as_in_a_run(tiny, monkeypatch):
+    """Cut to what the network takes; and digits that training places anew are placed once, none beyond the edge."""
+    cut = replace(rows.ROWS["digits"], config={**SIZES, "in_shape": (1, 24, 24)})
+    cut = replace(cut, recipe=replace(cut.recipe, crop=24, max_shift=0, stop_at_error=99.0))
+    monkeypatch.setitem(rows.ROWS, "digits", cut)
+    (tried,) = search("digits", "", epochs=2)
+    assert tried["curve"][-1]["held_out_error"] == pytest.approx(tried["error"], abs=1e-3)
+    assert len(tried["curve"]) == 2  # whatever the row stops at
+    digits = capsnet.open_dataset("mnist", "test").select(slice(120))
+    monkeypatch.setattr(reproduce, "load_mnist", lambda split: digits)
+    placed = replace(cut, data="expanded-mnist", config={**SIZES, "in_shape": (1, 40, 40)})
+    monkeypatch.setitem(rows.ROWS, "digits", replace(placed, recipe=replace(cut.recipe, crop=0, max_shift=6)))
+    _, tried = search("digits", "")
+    assert (tried["data"], tried["curve"][-1]["held_out_error"]) == (
+        "expanded-mnist",
+        pytest.approx(tried["error"], abs=1e-3),
+    )
 
 
 def test_a_change_that_is_none_is_told(tiny):

@@ -9,7 +9,9 @@ import torch
 
 import capsnet
 from capsnet import cli, runs
+from capsnet.commands.spatial import RUNS
 from capsnet.data.faces import make_faces
+from capsnet.experiments.making import Settings
 from capsnet.experiments.spatial import attacks, detection, plan, readout, reproduce, summary, tables
 from capsnet.experiments.spatial import figures as spatial_figures
 from capsnet.experiments.spatial import records as spatial_records
@@ -231,14 +233,14 @@ def test_runs_are_made_once_recorded_and_told(tiny, capsys):
 
 def test_an_interrupted_run_goes_on_to_the_same_result(tiny, capsys, monkeypatch):
     run = Run(plan.VARIANTS["cnn"], "without-missing", 0, epochs=2)
-    settings = reproduce.Settings(results=tiny / "whole", folder=tiny / "whole-runs")
+    settings = Settings(results=tiny / "whole", folder=tiny / "whole-runs")
     reproduce.reproduce(run, settings)
     with monkeypatch.context() as patch:
         patch.setattr(reproduce, "_measure", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
-            reproduce.reproduce(run, reproduce.Settings())
+            reproduce.reproduce(run, Settings(folder=RUNS))
     assert not list(Path("results/spatial").glob("*"))
-    assert reproduce.reproduce(run, reproduce.Settings())
+    assert reproduce.reproduce(run, Settings(folder=RUNS))
     one, other = (
         json.loads((folder / "spatial" / f"{run.name}.json").read_text())
         for folder in (tiny / "whole", Path("results"))
@@ -267,7 +269,9 @@ def test_a_run_of_another_definition_is_refused_and_not_counted(tiny, capsys, mo
         (("spatial", "--parts", "x"), "unknown part 'x'"),
         (("spatial", "--models", "x"), "unknown model 'x'"),
         (("spatial", "mnist-cnn"), "alone"),
-        (("mnist-cnn", "--parts", "a"), "--parts belongs to"),
+        (("mnist-cnn", "--parts", "a"), "--parts belongs to: capsnet reproduce spatial"),
+        (("spatial", "--full"), "--full belongs to: the paper's tables"),
+        (("spatial", "--smallnorb", "files"), "--smallnorb belongs to: the paper's tables"),
         (("spatial", "--seeds", "0"), "at least 1"),
     ],
 )
@@ -333,5 +337,5 @@ def test_the_page_is_up_to_date():
 
 def test_folders_of_runs_are_resumable_by_name(tiny):
     run = Run(plan.VARIANTS["cnn"], "all", 0, epochs=1)
-    reproduce.reproduce(run, reproduce.Settings())
+    reproduce.reproduce(run, Settings(folder=RUNS))
     assert runs.read_config(Path("runs/spatial") / run.name)["command"]["reproduce"] == f"spatial {run.name}"

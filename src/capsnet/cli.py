@@ -156,7 +156,7 @@ def _parse_resumed(command: Train, arguments: list[str]) -> Train:
         )
     if "reproduce" in saved:
         raise InputError(
-            f"{command.out} is a run of the paper's tables; go on with: capsnet reproduce {saved['reproduce']}"
+            f"{command.out} is a run of `capsnet reproduce`; go on with: {saved.get('command', 'the same command')}"
         )
     settings = _saved_settings(saved, command.out / runs.CONFIG)
     # As defaults, so that the flags given now override what was saved and can be seen to differ.

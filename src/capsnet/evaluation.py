@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Int64, UInt8
 from torch import Tensor
@@ -36,6 +37,8 @@ class Evaluation:
     """Things whose class was not predicted."""
     seconds: float
     predictions: Int64[Tensor, "count *present"]
+    independent: float | None = None
+    """So many images drawn independently would say as much; None for all of them."""
 
     @property
     def error(self) -> float:
@@ -44,7 +47,8 @@ class Evaluation:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % confidence interval of `error`, in percent: what the images, being a sample, leave open."""
-        low, high = wilson_interval(self.errors, self.images)
+        images = self.independent or self.images
+        low, high = wilson_interval(self.errors / self.images * images, images)
         return 100 * low, 100 * high
 
     @property
@@ -63,8 +67,8 @@ def evaluate(
     data.require(model.config["in_shape"], model.config["num_classes"])
     device = pick_device(device)
     model.to(device).eval()
-    errors = thing_errors = things = 0
-    predictions = []
+    thing_errors = things = 0
+    wrong, predictions, members = [], [], []
     started = time.perf_counter()
     size = images_at_once(data.image_shape)
     for start in range(0, len(data), size):
@@ -72,12 +76,36 @@ def evaluate(
         scores = _probabilities(model, batch.images.to(device), shifts).cpu()
         labels = batch.labels.cpu()
         missed = missed_things(scores, labels)
-        errors += int(missed.any(dim=1).sum())
+        wrong.append(missed.any(dim=1))
+        if isinstance(data, PairSet):
+            members.append(data.members(start, min(start + size, len(data))))
         thing_errors += int(missed.sum())
         things += missed.numel()
         predictions.append(scores.topk(missed.shape[1]).indices.reshape(labels.shape))
     seconds = time.perf_counter() - started
-    return Evaluation(len(data), errors, things, thing_errors, seconds, torch.cat(predictions))
+    errors, independent = torch.cat(wrong).numpy(), None
+    if isinstance(data, PairSet):
+        independent = independent_pairs(errors, np.concatenate(members), len(data.digits))
+    return Evaluation(len(data), int(errors.sum()), things, thing_errors, seconds, torch.cat(predictions), independent)
+
+
+def independent_pairs(wrong: Bool[np.ndarray, " pairs"], members: Int64[np.ndarray, "pairs 2"], digits: int) -> float:
+    """How many pairs of digits that are in no other pair would say as much of the share of wrong ones.
+
+    A digit that is hard to read makes all its pairs hard, and ten million pairs are made of ten thousand digits. The
+    variance is that of Aronow, Samii and Assenova, *Cluster-robust variance estimation for dyadic data* (Political
+    Analysis 23, 2015): pairs with a digit in common may depend on each other.
+    """
+    share = float(wrong.mean())
+    if share in (0, 1):  # nothing to estimate a variance from
+        return float(min(len(wrong), digits // 2))
+    residuals = wrong - share
+    by_digit = sum(np.bincount(members[:, k], residuals, digits) for k in (0, 1))
+    low, high = np.sort(members).T
+    by_pair = np.bincount(np.unique(low * digits + high, return_inverse=True)[1], residuals)  # in two of `by_digit`
+    variance = float(np.square(by_digit).sum() - np.square(by_pair).sum()) / len(wrong) ** 2
+    most = float(len(wrong))
+    return max(1.0, min(most, share * (1 - share) / variance)) if variance > 0 else most
 
 
 def images_at_once(image_shape: Sequence[int]) -> int:
@@ -94,7 +122,7 @@ def missed_things(
     return (present[:, :, None] != highest[:, None, :]).all(dim=2)
 
 
-def wilson_interval(errors: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(errors: int | float, images: int | float, confidence: float = 0.95) -> tuple[float, float]:
     """The confidence interval of a share, from 0 to 1 (Wilson, *Probable inference*, JASA 22, 1927, uncorrected).
 
     Unlike the textbook's ± it holds for small shares too, and for none. It says nothing of how much another seed

@@ -96,7 +96,10 @@ class Recipe:
 
 
 PAPER = Recipe(epochs=50, final_learning_rate=0.0001)
-"""The paper's: shifts of up to 2 pixels, Adam, an exponentially falling rate, and nothing else."""
+"""The paper's: shifts of up to 2 pixels, Adam, an exponentially falling rate, and nothing else.
+
+How long, in which batches and how far the rate falls the paper does not say; these are ours.
+"""
 
 BEST = Recipe(
     epochs=50,

@@ -16,8 +16,6 @@ from capsnet.errors import InputError
 from capsnet.evaluation import images_at_once, probabilities, wilson_interval
 from capsnet.models import Model
 
-BATCH = 500
-
 Images = UInt8[Tensor, "batch channels height width"]
 Numbers = UInt32[np.ndarray, "batch *numbers"]
 Apply = Callable[[Images, float, Numbers], Images]
@@ -142,7 +140,7 @@ def _count_errors(
     device: torch.device | str,
 ) -> dict[str, int]:
     errors = dict.fromkeys(models, 0)
-    size = min(BATCH, images_at_once(image_set.image_shape))
+    size = images_at_once(image_set.image_shape)
     for start in range(0, len(image_set), size):
         stop = min(start + size, len(image_set))
         images = apply(image_set.images_at(slice(start, stop)).cpu(), strength, draw(seed, start, stop))

@@ -193,9 +193,10 @@ class TrainingModule(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # What draws at random inside the model (dropout) then depends on nothing but seed, epoch and step.
-        # Several processes draw differently, as they see different images.
+        # Several processes draw differently, as they see different images. Counted from 1, because a seed sequence
+        # is the same without a 0 at its end, and that one is the epoch's.
         own = (self.global_rank,) if self.global_rank else ()
-        torch.manual_seed(mix_seed(self.recipe.seed, self.current_epoch, batch_idx, *own))
+        torch.manual_seed(mix_seed(self.recipe.seed, self.current_epoch, batch_idx + 1, *own))
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, torch.Tensor]:
         images, labels, targets = self.batches.train_batch(self.current_epoch, batch_idx)

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 import tyro
 
 from capsnet.commands.spatial import NAME as SPATIAL
-from capsnet.commands.spatial import refuse_unless_spatial, reproduce_spatial
+from capsnet.commands.spatial import refuse, reproduce_spatial
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
-from capsnet.experiments.records import is_current, read_records
+from capsnet.experiments.records import current_commit, is_current, read_records
 from capsnet.experiments.rows import Row, find_rows
 from capsnet.experiments.table import format_table, make_table
 
@@ -48,9 +48,10 @@ class Reproduce:
         if any(number is not None and number < 1 for number in (self.seeds, self.epochs)):
             raise InputError("seeds and epochs must be at least 1")
         if SPATIAL in self.rows:
+            refuse("the paper's tables", full=self.full, smallnorb=self.smallnorb)
             self._test_claim()
             return
-        refuse_unless_spatial(parts=self.parts, models=self.models)
+        refuse(f"capsnet reproduce {SPATIAL}", parts=self.parts, models=self.models)
         rows = find_rows(self.rows)
         read_records(self.out)  # a damaged one is told now, not after hours of training
         if not self.table:
@@ -78,21 +79,23 @@ class Reproduce:
         )
 
     def _make_runs(self, rows: list[Row]) -> None:
-        from capsnet.experiments.reproduce import Settings, reproduce  # Lightning, which the table does not need
+        # with Lightning, which the table does not need
+        from capsnet.experiments.reproduce import NotAtHandError, TableSettings, reproduce
 
         typed = " ".join(["capsnet", *sys.argv[1:]])
-        settings = Settings(
+        settings = TableSettings(
             results=self.out,
             device=pick_device(self.device),
             full=self.full,
             smallnorb=self.smallnorb,
             command=typed,
+            commit=current_commit(),
         )
         for row in rows:
             try:
                 for seed in range(self.seeds or row.seeds):
                     reproduce(row, seed, self.epochs or row.recipe.epochs, settings)
-            except InputError as error:
+            except NotAtHandError as error:
                 if self.rows or not row.needs:
                     raise
                 print(f"{row.name} left out: {error}", file=sys.stderr)

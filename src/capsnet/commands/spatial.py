@@ -6,12 +6,14 @@ from pathlib import Path
 
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
+from capsnet.experiments.records import current_commit
 from capsnet.experiments.spatial.plan import SEEDS, runs_of
 from capsnet.experiments.spatial.records import is_current, read_records
 from capsnet.experiments.spatial.summary import Records, verdict
 from capsnet.experiments.spatial.tables import as_json, as_text
 
 NAME = "spatial"
+RUNS = Path("runs") / "spatial"
 
 
 def reproduce_spatial(
@@ -29,10 +31,13 @@ def reproduce_spatial(
     chosen = runs_of(parts, models, seeds or SEEDS, epochs)
     read_records(out)  # a damaged one is told now, not after hours of training
     if not only_table:
-        from capsnet.experiments.spatial.reproduce import Settings, reproduce  # Lightning, which tables do not need
+        from capsnet.experiments.making import Settings  # with Lightning, which tables do not need
+        from capsnet.experiments.spatial.reproduce import reproduce
 
         typed = " ".join(["capsnet", *sys.argv[1:]])
-        settings = Settings(results=out, device=pick_device(device), command=typed)
+        settings = Settings(
+            results=out, folder=RUNS, device=pick_device(device), command=typed, commit=current_commit()
+        )
         for number, run in enumerate(chosen):
             try:
                 if reproduce(run, settings):
@@ -48,8 +53,8 @@ def reproduce_spatial(
     print(json.dumps(as_json(records)) if in_json else f"{verdict(records)}\n\n{as_text(records, parts)}")
 
 
-def refuse_unless_spatial(**flags: object) -> None:
-    """Raises `InputError` if flags of this test are given for the paper's tables."""
+def refuse(owner: str, **flags: object) -> None:
+    """Raises `InputError` if flags are given that belong to something else."""
     for name, value in flags.items():
         if value:
-            raise InputError(f"--{name} belongs to: capsnet reproduce {NAME}")
+            raise InputError(f"--{name} belongs to: {owner}")

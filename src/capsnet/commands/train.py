@@ -129,9 +129,8 @@ class Train:
 
     def _training_data(self) -> tuple[ImageSet | PairSet, ImageSet | PairSet | None]:
         train_set = open_dataset(self.data, "train", size=parse_size(self.size), channels=self.channels)
-        if self.limit is not None:
-            train_set = train_set.first(self.limit)
-        return train_set.hold_out(self.held_out) if self.held_out else (train_set, None)
+        train_set, held_out = train_set.hold_out(self.held_out) if self.held_out else (train_set, None)
+        return (train_set if self.limit is None else train_set.first(self.limit)), held_out
 
     def _test_data(self, train_set: ImageSet | PairSet) -> ImageSet | PairSet:
         test_set = open_dataset(self.data, "test", size=parse_size(self.size), channels=self.channels)
@@ -159,31 +158,17 @@ class Train:
         """Test, report, draw and print."""
         print(f"testing on {len(test_set):,} images …", file=sys.stderr)
         outcome = evaluate(model, test_set, device)
-        trained = sum(row["seconds"] for row in rows)
-        speed = round(sum(row["images_per_second"] * row["seconds"] for row in rows) / trained, 1)
-        report = {
-            "test_error": round(outcome.error, 4),
-            "test_errors": outcome.errors,
-            "test_images": outcome.images,
-            **({"test_digit_error": round(outcome.thing_error, 4)} if outcome.things > outcome.images else {}),
-            "epochs": len(rows),
-            "training_seconds": round(trained, 1),
-            "training_images_per_second": speed,
-            "test_seconds": round(outcome.seconds, 1),
-            "seed": self.recipe.seed,
-            **runs.environment(torch.device(device)),
-        }
+        report = self._report(outcome, rows, device)
         runs.write_json(folder / runs.REPORT, report)
+        pairs = outcome.things > outcome.images
+        by_digit = f"{outcome.thing_error:.2f} %   ({outcome.thing_errors:,} of {outcome.things:,})"
         lines = [
             ("test error", f"{outcome.error:.2f} %   ({outcome.errors:,} of {outcome.images:,} images)"),
-            ("training", f"{speed:,.0f} images/s"),
+            *([("by digit", by_digit)] if pairs else []),
+            ("training", f"{report['training_images_per_second']:,.0f} images/s"),
             ("seconds", f"{seconds:,.0f} to train, {outcome.seconds:,.0f} to test"),
             ("run folder", str(folder)),
         ]
-        if outcome.things > outcome.images:
-            lines.insert(
-                1, ("by digit", f"{outcome.thing_error:.2f} %   ({outcome.thing_errors:,} of {outcome.things:,})")
-            )
         if isinstance(model, CapsNet) and model.decoder is not None:
             name, picture = _picture(model, test_set, outcome)
             runs.write_atomically(folder / name, picture)
@@ -193,6 +178,24 @@ class Train:
         print(f"\n{self.model} on {self.data}, {epochs}, {count:,} parameters\n")
         for name, value in lines:
             print(f"  {name:<12}{value}")
+
+    def _report(self, outcome: Evaluation, rows: list[dict[str, Any]], device: str) -> dict[str, Any]:
+        trained = sum(row["seconds"] for row in rows)
+        return {
+            "test_error": round(outcome.error, 4),
+            "test_interval": [round(bound, 4) for bound in outcome.interval],
+            "test_errors": outcome.errors,
+            "test_images": outcome.images,
+            **({"test_digit_error": round(outcome.thing_error, 4)} if outcome.things > outcome.images else {}),
+            "epochs": len(rows),
+            "training_seconds": round(trained, 1),
+            "training_images_per_second": round(
+                sum(row["images_per_second"] * row["seconds"] for row in rows) / trained, 1
+            ),
+            "test_seconds": round(outcome.seconds, 1),
+            "seed": self.recipe.seed,
+            **runs.environment(torch.device(device)),
+        }
 
 
 def as_json(command: Train) -> dict[str, Any]:

@@ -85,12 +85,16 @@ class PairSet:
             raise ValueError(f"there are no pairs {start} to {stop} in a set of {self.count}")
         stop = min(stop, self.count)
         numbers = draw(self.seed, start, stop)
-        first = self._firsts(start, stop)
-        chosen = self._move(np.stack([first, self._others(first, numbers[:, 0])], axis=1))
+        chosen = self._move(self.members(start, stop))
         offsets = self._move(below(numbers[:, 1:5], 2 * self.max_shift + 1) - self.max_shift)
         images = torch.nn.functional.pad(self.digits.images[chosen.flatten()], [self.max_shift] * 4)
         digits = shift(images, offsets.view(-1, 2), self.max_shift).unflatten(0, (-1, 2))
         return Pairs(overlay(digits), self.digits.labels[chosen], digits)
+
+    def members(self, start: int, stop: int) -> Int64[np.ndarray, "batch 2"]:
+        """Which two digits the pairs `start` to `stop` are made of."""
+        first = self._firsts(start, stop)
+        return np.stack([first, self._others(first, draw(self.seed, start, stop)[:, 0])], axis=1)
 
     def to(self, device: torch.device | str) -> "PairSet":
         """The same pairs, made on `device`."""

@@ -26,7 +26,11 @@ PERCENTAGES = ("error", "thing_error", "clean_error")
 
 
 def record_path(results: Path, row: Row, seed: int, epochs: int) -> Path:
-    return results / FOLDER / f"{row.name}-{epochs}-epochs-seed-{seed}.json"
+    return results / FOLDER / record_name(row.name, seed, epochs)
+
+
+def record_name(row: str, seed: int, epochs: int) -> str:
+    return f"{row}-{epochs}-epochs-seed-{seed}.json"
 
 
 def read_records(results: Path) -> list[dict[str, Any]]:
@@ -41,9 +45,12 @@ def read_record(path: Path) -> dict[str, Any]:
         percentages = {name: value for name, value in record["final"].items() if name in PERCENTAGES}
         wrong = [f"final.{name}" for name, value in percentages.items() if not _is_percentage(value)]
         wrong += [] if "error" in percentages else ["final.error"]
-        wrong += [] if _is(record["final"].get("epochs_trained", 0), int) else ["final.epochs_trained"]
+        wrong += [] if _says_where_it_stopped(record) else ["curve"]
     if wrong:
         raise InputError(f"{path} is damaged (see {', '.join(wrong)}); remove it, and the run is made again")
+    name = record_name(record["row"], record["seed"], record["epochs"])
+    if path.name != name:
+        raise InputError(f"{path} holds the run of {name}; give it that name, or move it out of the folder")
     return record
 
 
@@ -74,6 +81,14 @@ def current_commit(root: Path = CHECKOUT) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{head} (dirty)" if changed else head
+
+
+def _says_where_it_stopped(record: dict[str, Any]) -> bool:
+    """As it must, if it was to stop at some held-out error."""
+    if not record["recipe"].get("stop_at_error"):
+        return True
+    last = record["curve"][-1] if record["curve"] else None
+    return isinstance(last, dict) and _is_percentage(last.get("held_out_error"))
 
 
 def _is_percentage(value: Any) -> bool:

@@ -24,7 +24,7 @@ class Row:
     config: dict[str, Any]
     recipe: Recipe
     paper: float
-    """The error in the paper for the same network and data."""
+    """The error in the paper. That of affNIST is on the published set; ours is made anew by its description."""
     paper_std: float | None = None
     test: str | None = None
     """The set to test on, where it is not the one trained on."""

@@ -54,7 +54,7 @@ def make_table(rows: Iterable[Row], records: Iterable[dict[str, Any]]) -> list[L
     groups: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         if is_current(record):
-            groups[record["row"], record["epochs"]].append(record["final"])
+            groups[record["row"], record["epochs"]].append(record)
     lines = []
     for row in rows:
         others = sorted(epochs for name, epochs in groups if name == row.name and epochs != row.recipe.epochs)
@@ -73,21 +73,35 @@ def format_table(lines: Sequence[Line]) -> str:
     return "\n".join(padded)
 
 
-def _line(row: Row, epochs: int, finals: list[dict[str, Any]]) -> Line:
-    errors = [final["error"] for final in finals]
+def _line(row: Row, epochs: int, records: list[dict[str, Any]]) -> Line:
+    errors = [record["final"]["error"] for record in records]
     mean = statistics.mean(errors) if errors else None
     std = statistics.stdev(errors) if len(errors) > 1 else None
-    return Line(row, len(errors), epochs, mean, std, _also(epochs, finals))
+    return Line(row, len(errors), epochs, mean, std, _also(row, epochs, records))
 
 
-def _also(epochs: int, finals: list[dict[str, Any]]) -> str:
+def _also(row: Row, epochs: int, records: list[dict[str, Any]]) -> str:
+    finals = [record["final"] for record in records]
     named = {"thing_error": "by digit", "clean_error": "clean"}
-    values = {name: [final[name] for final in finals if name in final] for name in (*named, "epochs_trained")}
+    values = {name: [final[name] for final in finals if name in final] for name in named}
     told = [f"{words} {statistics.mean(values[name]):.2f}" for name, words in named.items() if values[name]]
-    trained = values["epochs_trained"]
-    if any(number < epochs for number in trained):
-        told.append(f"stopped after epoch {', '.join(map(str, trained))}")
-    return "; ".join(told)
+    if len(records) == 1 and "interval" in finals[0]:
+        told.append("95 % interval {:.2f} to {:.2f}".format(*finals[0]["interval"]))
+    return "; ".join([*told, *_stops(row, epochs, records)])
+
+
+def _stops(row: Row, epochs: int, records: list[dict[str, Any]]) -> list[str]:
+    """When runs stopped that were to stop at some held-out error, and how many never came as far."""
+    if not row.recipe.stop_at_error:
+        return []
+    held_out = [record["curve"][-1]["held_out_error"] for record in records]
+    stopped = [len(record["curve"]) for record in records]
+    missed = sum(error > row.recipe.stop_at_error for error in held_out)
+    told = [f"stopped after epoch {', '.join(map(str, stopped))}"] if any(n < epochs for n in stopped) else []
+    if missed:
+        far = f"held-out error {', '.join(f'{error:.2f}' for error in held_out)}"
+        told.append(f"{row.recipe.stop_at_error:g} % not reached by {missed} of {len(records)}: {far}")
+    return told
 
 
 def _plus_minus(mean: float, std: float | None) -> str:
