@@ -112,3 +112,15 @@ def test_a_wrong_large_image_costs_as_much_as_a_wrong_digit(shape):
     digit = 0.0005 * reconstruction_loss(torch.full((2, 1, 28, 28), 0.5), torch.zeros(2, 1, 28, 28))
     large = reconstruction_weight(*shape) * reconstruction_loss(torch.full((2, *shape), 0.5), torch.zeros(2, *shape))
     assert large.item() == pytest.approx(digit.item(), rel=1e-5)
+
+
+def test_backward_may_be_vectorized():
+    s = torch.randn(3, 4, 16, requires_grad=True)
+    v, grads = squash(s, 1), torch.randn(5, 3, 4, 16)
+    (found,) = torch.autograd.grad(v, s, grads, is_grads_batched=True, retain_graph=True)
+    alone = [torch.autograd.grad(v, s, grad, retain_graph=True)[0] for grad in grads]
+    torch.testing.assert_close(found, torch.stack(alone), rtol=1e-5, atol=1e-6)
+
+
+def test_a_number_alone_is_a_vector_of_one():
+    assert squash(torch.tensor(3.0)) == pytest.approx(0.9)

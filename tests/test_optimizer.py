@@ -1,7 +1,9 @@
 """The optimizer against PyTorch's own."""
 
 import copy
+import pickle
 
+import pytest
 import torch
 
 from capsnet.convolution import Conv2d
@@ -70,3 +72,56 @@ def test_weights_without_gradient_stay():
     optimizer.step()
     assert torch.equal(module[0].weight, before["0.weight"])
     assert not torch.equal(module[2].weight, before["2.weight"])
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [
+        lambda module: module.to(memory_format=torch.channels_last),
+        lambda module: setattr(module[0].weight, "data", module[0].weight.data.contiguous()),
+    ],
+)
+def test_goes_on_when_weights_lie_in_another_order(replace):
+    ours, theirs = model(), model()
+    optimizers = AdamW(ours.parameters(), lr=0.01), torch.optim.AdamW(theirs.parameters(), lr=0.01)
+    for step in range(6):
+        for module, optimizer in zip((ours, theirs), optimizers, strict=True):
+            train(module, optimizer, 1, first=step)
+            if step == 2:
+                strides = module[0].weight.stride()
+                replace(module)
+                assert module[0].weight.stride() != strides
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_a_copy_with_its_model_goes_on_alike(copied):
+    whole = model()
+    optimizer = AdamW(groups(whole), lr=0.01)
+    train(whole, optimizer, 2)
+    other, second = copied((whole, optimizer))
+    train(whole, optimizer, 2, first=2)
+    train(other, second, 2, first=2)
+    assert_same(whole, other)
+
+
+def test_weights_may_be_added_later():
+    ours, theirs = model(), model()
+    optimizers = []
+    for module, kind in ((ours, AdamW), (theirs, torch.optim.AdamW)):
+        optimizer = kind(module[2].parameters(), lr=0.01)
+        train(module, optimizer, 2)
+        optimizer.add_param_group({"params": module[0].weight, "weight_decay": 0.1})
+        train(module, optimizer, 2, first=2)
+        optimizers.append(optimizer)
+    assert_same(ours, theirs)
+    assert [len(group["params"]) for group in optimizers[0].param_groups] == [2, 1]
+
+
+def test_a_step_is_seen_as_a_change():
+    module = model()
+    module[0].weight.sum().backward()
+    before = [p._version for p in module.parameters()]
+    AdamW(module.parameters()).step()
+    assert module[0].weight._version > before[0]
+    assert [p._version for p in module.parameters()][1:] == before[1:]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from process import run_python
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from capsnet import kernels, routing_passes
+from capsnet import kernels, routing, routing_passes
 from capsnet.functional import squash
 from capsnet.routing import couplings, route
 
@@ -26,7 +26,8 @@ def _one_thread():
 
 @pytest.fixture(params=["chunks", "votes"])
 def path(request, monkeypatch):
-    """Both ways through `route`: chunk by chunk (a few input capsules each), and the plain procedure."""
+    """Both ways through `route` in PyTorch: chunk by chunk (a few input capsules each), and the plain procedure."""
+    monkeypatch.setattr(kernels, "library", lambda: None)
     monkeypatch.setattr(routing_passes, "CHUNK_CPU", 100 if request.param == "chunks" else 2**20)
     return request.param
 
@@ -122,13 +123,30 @@ def test_can_be_differentiated_twice(path):
 def test_all_paths_agree_in_float32(with_and_without_kernel, monkeypatch, leaky):
     inputs, weight = layer(20, 60, 10, 8, 16, torch.float32, requires_grad=True)
 
-    def run(chunk):
-        monkeypatch.setattr(routing_passes, "CHUNK_CPU", chunk)
+    def run():
         return route(inputs, weight * 0.1, leaky=leaky), *gradients(
             lambda u, w: route(u, w * 0.1, leaky=leaky), inputs, weight
         )
 
-    close(run(2**10), run(2**30), 2e-5)
+    monkeypatch.setattr(routing_passes, "CHUNK_CPU", 2**10)
+    passes = run()
+    assert "Routing" in type(route(inputs, weight).grad_fn).__name__
+    monkeypatch.setattr(routing, "_better_stored", lambda *_: True)
+    assert "Routing" not in type(route(inputs, weight).grad_fn).__name__
+    close(passes, run(), 2e-5)
+
+
+def test_few_images_with_many_votes_are_not_stored():
+    u, weight = torch.randn(7, 3872, 8, requires_grad=True), torch.empty(196, 3872, 8, 16)
+    assert not routing._better_stored(u, weight)
+    assert routing._better_stored(u[:, :1152], weight[:10, :1152])
+
+
+def test_results_may_be_changed_in_place(with_and_without_kernel):
+    for batch in (4, 16, 40):
+        inputs, weight = layer(batch, 60, 10, 8, 16, torch.float32, requires_grad=True)
+        expected = gradients(lambda u, w: 2 * route(u, w), inputs, weight)
+        close(gradients(lambda u, w: route(u, w).mul_(2), inputs, weight), expected, 1e-6)
 
 
 def test_half_precision_is_routed_in_float32(path):

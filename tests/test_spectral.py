@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from process import run_python
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from capsnet import kernels
 from capsnet.convolution import Conv2d, conv2d, direct_conv2d, direct_wins, spectral_wins
+from capsnet.optimizer import AdamW
 from capsnet.spectral import spectral_conv2d
 
 pytestmark = [
@@ -263,19 +265,27 @@ def test_kept_weight_follows_changes(big):
             return error(layer(x), exact) < 2e-6
 
     assert right()
-    assert layer._kept.planes is not None
-    kept = layer._kept.planes
+    kept = layer._kept.kept
+    assert kept is not None
     assert right()
-    assert layer._kept.planes is kept
+    assert layer._kept.kept is kept
     with torch.no_grad():
         layer.weight.mul_(2)
     assert right()
-    assert layer._kept.planes is not kept
-    torch.optim.SGD(layer.parameters(), 0.1).step()
-    layer.weight.data = torch.randn(128, 128, 9, 9)
+    assert layer._kept.kept is not kept
+    for optimizer in (AdamW(layer.parameters(), 0.1), torch.optim.AdamW(layer.parameters(), 0.1, fused=True)):
+        layer(x).sum().backward()
+        assert layer._kept.kept is None
+        assert right()
+        optimizer.step()
+        assert right() == isinstance(optimizer, AdamW)  # PyTorch's fused step leaves no trace
+        layer(x[:1])  # but nobody trains without having called the layer with gradients, after which all is well
+        assert right()
+    for _ in range(2):
+        layer.weight.data = torch.randn(128, 128, 9, 9)
     assert right()
     layer.train()
-    assert layer._kept.planes is None
+    assert layer._kept.kept is None
     layer.weight.data.mul_(3)
     layer.eval()
     assert right()
@@ -292,7 +302,44 @@ def test_kept_weight_does_not_travel(big):
     layer = Conv2d(128, 128, 9, 2).eval()
     with torch.no_grad():
         layer(big[0])
-    assert copy.deepcopy(layer)._kept.planes is None
+    assert copy.deepcopy(layer)._kept.kept is None
     buffer = io.BytesIO()
     torch.save(layer, buffer)
     assert buffer.tell() < 1.1 * 4 * sum(p.numel() for p in layer.parameters())
+
+
+def test_a_kernel_with_many_taps():
+    """More than a run of the products has columns otherwise; and more rows than a panel has."""
+    x, *others = inputs((16, 3, 30, 30), (4, 3, 27, 27))
+    check(direct_conv2d, [x.detach(), *others], 1, 0)
+    check(lambda *leaves: spectral_conv2d(*leaves, 3), inputs((1, 1, 302, 5), (1, 1, 300, 3)), 1, 0)
+
+
+@pytest.mark.parametrize("function", [spectral_conv2d, direct_conv2d])
+def test_backward_may_be_vectorized(function):
+    x, w, b = inputs((16, 2, 9, 9), (3, 2, 4, 4))
+    y = function(x.detach(), w, b)
+    grads = torch.randn(5, *y.shape)
+    found = torch.autograd.grad(y, (w, b), grads, is_grads_batched=True, retain_graph=True)
+    for number, grad in enumerate(grads):
+        for one, alone in zip(found, torch.autograd.grad(y, (w, b), grad, retain_graph=True), strict=True):
+            assert error(one[number], alone.double()) < 1e-5
+
+
+def test_forward_mode():
+    x, w, _ = (leaf.detach() for leaf in inputs((16, 1, 28, 28), (8, 1, 9, 9)))
+    with forward_ad.dual_level():
+        y = conv2d(forward_ad.make_dual(x, torch.ones_like(x)), w)
+        tangent = forward_ad.unpack_dual(y).tangent
+        torch.testing.assert_close(tangent, F.conv2d(torch.ones_like(x), w), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_saved_can_be_kept_elsewhere():
+    """As checkpointing and offloading do, which ask what is saved; and a second time backward finds it as it was."""
+    seen = []
+    x, w, b = inputs((2, 3, 12, 12), (4, 3, 5, 5))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append(t.shape) or t.clone(), lambda t: t):
+        y = spectral_conv2d(x, w, b)
+    assert len(seen) == 3
+    first, second = (torch.autograd.grad(y.sum(), (x, w, b), retain_graph=True) for _ in range(2))
+    assert all(map(torch.equal, first, second))

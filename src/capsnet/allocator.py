@@ -60,7 +60,7 @@ def large_empty(*shape: int) -> Tensor:
     """
     count = math.prod(shape)
     if _spare is None or 4 * count < _LARGE:
-        return torch.empty(shape)
+        return torch.empty(shape, dtype=torch.float32, device="cpu")  # whatever the caller's defaults are
     with _lock:
         return torch.from_numpy(_block(_spare, count)).view(shape)
 

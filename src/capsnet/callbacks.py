@@ -151,6 +151,10 @@ class MovingAverage(WeightAveraging):
         super().__init__(avg_fn=warmed_up_average(decay))
         self.started = False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        pl_module.to(trainer.strategy.root_device)  # where Lightning moves it next; the average stays where it is made
+        super().setup(trainer, pl_module, stage)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = True
 

@@ -25,7 +25,8 @@ def conv2d(
 ) -> Result:
     """``F.conv2d``, and a ReLU in the same pass if there is to be one.
 
-    A quicker way leaves the result pixel first and batch last in memory: (y, x, out, batch).
+    A quicker way leaves the result pixel first and batch last in memory: (y, x, out, batch). Where a number is infinite
+    or none, the spectral way makes all results of its tile NaN.
     """
     if _plain(x, weight, bias, stride, padding):
         if spectral_wins(x.shape, weight.shape, stride, padding):
@@ -40,14 +41,19 @@ def conv2d(
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> bool:
-    """Whether the kernels can do it."""
+    """Whether the kernels can do it. What does not fit together is left to ``F.conv2d``, which says so."""
     return (
         kernels.fit(*(t for t in (x, weight, bias) if t is not None))
         and not torch.is_autocast_enabled("cpu")
         and isinstance(stride, int)
         and isinstance(padding, int)
-        and x.dim() == 4
+        and stride > 0
+        and padding >= 0
+        and x.dim() == weight.dim() == 4
         and x.numel() > 0
+        and x.shape[1] == weight.shape[1]
+        and (bias is None or bias.shape == weight.shape[:1])
+        and all(0 < kernel <= size + 2 * padding for kernel, size in zip(weight.shape[2:], x.shape[2:], strict=True))
     )
 
 
@@ -102,7 +108,7 @@ def _direct_backward(grad: torch.Size, x: torch.Size, weight: torch.Size, stride
             (offsets((rows, columns * out * batch)), offsets((rows, stride * row)), offsets((rows, out * count))),
             (batch, offsets((out, count))),
             (offsets((columns, out * batch), (batch, 1)), offsets((columns, stride * pixel), (batch, 1))),
-            runs(count),
+            runs(count, longest=count),  # in one piece, as `columns` says where each of them lies
             columns=taps,
         )
     places = (Place(name) for name in ("grad", "pixels", "weights"))
@@ -132,7 +138,7 @@ class _DirectConvolution(torch.autograd.Function):
         (grad,) = grad_outputs
         (x, weight, y), stride, padding = ctx.saved_tensors, ctx.stride, ctx.padding
         want_x, want_weight, want_bias = ctx.needs_input_grad[:3]
-        if not want_x and not torch.is_grad_enabled():
+        if not want_x and not torch.is_grad_enabled() and kernels.fit(grad):
             grad_weight, grad_bias = _weight_gradient(grad, x, weight, y, stride, padding)
             return None, grad_weight if want_weight else None, grad_bias if want_bias else None, None, None, None
         if ctx.relu:
@@ -172,7 +178,11 @@ def direct_conv2d(
 
 
 class Kept:
-    """The planes of a weight, for as long as neither the weight nor the sizes change. Copies and pickles as empty."""
+    """The planes of a weight, for as long as neither the weight nor the sizes change. Copies and pickles as empty.
+
+    A change is seen by the version of the tensor and where it lies. What leaves neither trace, such as writing to its
+    ``.data`` in evaluation, wants a `drop`.
+    """
 
     def __init__(self) -> None:
         self.drop()
@@ -181,17 +191,18 @@ class Kept:
         return Kept, ()
 
     def get(self, weight: Tensor, steps: Steps) -> Tensor | None:
-        if weight.is_inference():  # has no version, and so might change unseen
+        if weight.is_inference() or weight.is_shared():  # has no version, or others may write to it
             return None
         key = weight.data_ptr(), weight._version, weight.stride(), steps.tap_shape, steps.rows.tile
-        if key != self.key:
-            self.drop()  # first give the old ones back
-            self.key, self.planes = key, tap_planes(weight, steps)
-        return self.planes
+        kept = self.kept  # one look: another thread may put something else there
+        if kept is None or kept[0] != key:
+            kept = self.kept = None  # first give the old ones back
+            # Held on to, the memory of the weight cannot become another's with the same address.
+            kept = self.kept = key, tap_planes(weight, steps), weight.detach()
+        return kept[1]
 
     def drop(self) -> None:
-        self.key: tuple | None = None
-        self.planes: Tensor | None = None
+        self.kept: tuple[tuple, Tensor, Tensor] | None = None
 
 
 class Conv2d(nn.Conv2d):
@@ -220,7 +231,10 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, input: Image) -> Result:  # noqa: A002 - the name in nn.Conv2d
         x, stride, padding = input, self.stride[0], int(self.padding[0])
-        if self.training or torch.is_grad_enabled() or not _plain(x, self.weight, self.bias, stride, padding):
+        if self.training or torch.is_grad_enabled():
+            self._kept.drop()  # the weight is about to change, perhaps by an optimizer that leaves no trace
+            return conv2d(x, self.weight, self.bias, stride, padding, self.relu)
+        if not _plain(x, self.weight, self.bias, stride, padding):
             return conv2d(x, self.weight, self.bias, stride, padding, self.relu)
         if not spectral_wins(x.shape, self.weight.shape, stride, padding):
             return conv2d(x, self.weight, self.bias, stride, padding, self.relu)

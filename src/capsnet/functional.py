@@ -108,8 +108,9 @@ class _Squash(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (grad,), (s,) = grad_outputs, ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody differentiates again: operations that autograd can follow
-            return torch.autograd.grad(_squash(s, ctx.dim), s, grad, create_graph=True)[0], None, None
+        if torch.is_grad_enabled() or not kernels.fit(grad):  # differentiated again, or vectorized: by plain operations
+            with torch.enable_grad():
+                return torch.autograd.grad(_squash(s, ctx.dim), s, grad, create_graph=True)[0], None, None
         return compiled.squash_backward(s, grad, ctx.sizes), None, None
 
 

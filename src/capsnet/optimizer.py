@@ -15,13 +15,17 @@ class AdamW(torch.optim.AdamW):
     that. Groups are those of PyTorch; `param_groups` holds the views.
     """
 
-    def __init__(self, groups: Iterable[nn.Parameter] | Iterable[dict[str, Any]], **options: Any) -> None:
-        listed = list(groups)
-        listed = listed if listed and isinstance(listed[0], dict) else [{"params": listed}]
-        listed = [{**group, "params": list(group["params"])} for group in listed]  # type: ignore[dict-item]
-        self._originals = [p for group in listed for p in group["params"]]
-        views = [{**group, "params": [nn.Parameter(_view(p)) for p in group["params"]]} for group in listed]
-        super().__init__(views, fused=True, **options)
+    def __init__(
+        self, groups: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float = 1e-3, **options: Any
+    ) -> None:
+        self._weights: list[tuple[Tensor, list[int]]] = []  # and the order of dimensions in which each is seen
+        super().__init__(groups, lr, fused=True, **options)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        params = param_group["params"]
+        weights = [params] if isinstance(params, Tensor) else list(params)
+        super().add_param_group({**param_group, "params": [nn.Parameter(_view(p)) for p in weights]})
+        self._weights += [(p, _order(p)) for p in weights]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -30,18 +34,35 @@ class AdamW(torch.optim.AdamW):
             with torch.enable_grad():
                 loss = closure()
         views = [view for group in self.param_groups for view in group["params"]]
-        for p, view in zip(self._originals, views, strict=True):
-            if view.data_ptr() != p.data_ptr():  # the model has moved, or its weights were replaced
-                view.data = _view(p)
+        for number, view in enumerate(views):
+            p, order = self._weights[number]
+            if view.data_ptr() != p.data_ptr() or _order(p) != order:
+                self._follow(number, view)
             view.grad = None if p.grad is None else p.grad.permute(_order(p)).contiguous()
         super().step()
         for view in views:
             view.grad = None  # else it would live on beside the next one
+        # PyTorch's fused step does not say that it has written.
+        torch.autograd.graph.increment_version([p for p, _ in self._weights if p.grad is not None])
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        for p in self._originals:
+        for p, _ in self._weights:
             p.grad = None if set_to_none or p.grad is None else p.grad.zero_()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_weights": self._weights}
+
+    def _follow(self, number: int, view: nn.Parameter) -> None:
+        """The model has moved, or its weights were replaced, perhaps by some that lie in another order."""
+        p, before = self._weights[number]
+        order = _order(p)
+        for name, value in self.state[view].items():
+            if order != before and value.shape == view.shape:
+                there = [before.index(dimension) for dimension in order]
+                self.state[view][name] = value.permute(there).contiguous()
+        view.data = _view(p)
+        self._weights[number] = p, order
 
 
 def _order(p: Tensor) -> list[int]:

@@ -13,6 +13,7 @@ backward pass recomputes what it needs and keeps only the sums ``s``. The passes
 and in PyTorch (`capsnet.routing_passes`). Each has its own layout, in which the numbers of a capsule lie along ``DIM``.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 
 import torch
@@ -24,6 +25,8 @@ from capsnet.functional import squash
 from capsnet.kernels import routing as compiled_passes
 from capsnet.routing_passes import softmax
 from capsnet.tracing import is_traced
+
+_FEW_VOTES = 2**22  # 16 MiB
 
 
 def route(
@@ -44,14 +47,20 @@ def route(
         detach_early: gradients flow through the last iteration only, its couplings taken as constants. By default they
             flow through all of them, as in the authors' code.
 
-    Half precision is routed in float32, also under autocast. Memory beyond the arguments and their gradients is small
-    beside the logits. Under ``torch.compile``, export and ``torch.func``, and where they are few, the votes are stored.
+    Half precision is routed in float32, also under autocast. Memory beyond the arguments and their gradients is that
+    of the logits or less, but for small batches. Under ``torch.compile``, export and ``torch.func``, and where they are
+    few, the votes are stored.
     """
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
+    if inputs.dim() != 3 or weight.dim() != 4 or inputs.shape[1:] != weight.shape[1:3]:
+        raise ValueError(
+            f"inputs (batch, in_capsules, in_dim) and weight (out_capsules, in_capsules, in_dim, out_dim) do not fit: "
+            f"{tuple(inputs.shape)} and {tuple(weight.shape)}"
+        )
     dtype = torch.promote_types(inputs.dtype, weight.dtype)
     precise = torch.promote_types(dtype, torch.float32)
-    with torch.autocast(inputs.device.type, enabled=False):
+    with _no_autocast(inputs):
         inputs, weight = inputs.to(precise), weight.to(precise)
         # A fused kernel for an accelerator would be a third branch here.
         if is_traced() or _better_stored(inputs, weight):
@@ -70,7 +79,7 @@ def couplings(
     leaky: bool = False,
 ) -> Float[Tensor, "iterations batch in_capsules out_capsules"]:
     """Coupling coefficients ``c`` that each iteration of `route` uses (equation 3), to look at; no gradients."""
-    with torch.autocast(inputs.device.type, enabled=False):
+    with _no_autocast(inputs):
         inputs, weight = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (inputs, weight))
         u = routing_passes.arrange_inputs(inputs)
         total = u.new_zeros(len(weight), len(inputs), weight.shape[3])
@@ -98,7 +107,7 @@ class _Routing(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, inputs: Tensor, weight: Tensor, iterations: int, leaky: bool, detach_early: bool) -> Tensor:
-        passes = _passes(inputs)
+        passes = _passes(inputs, weight)
         u, weight = passes.arrange_inputs(inputs), weight.contiguous()
         sums: list[Tensor] = []
         v = total = None
@@ -108,17 +117,19 @@ class _Routing(torch.autograd.Function):
             total = v if total is None else total + v
         ctx.save_for_backward(inputs, weight, *sums)
         ctx.options = iterations, leaky, detach_early
-        return passes.restore(v, len(inputs))
+        return passes.restore(v, len(inputs)).data  # no view, so that it may be changed in place
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
         inputs, weight, *sums = ctx.saved_tensors
         _, leaky, detach_early = ctx.options
-        if torch.is_grad_enabled() or is_traced():  # the gradient is to be differentiated again, or vectorized
+        passes = _passes(inputs, weight)
+        compiled = passes is compiled_passes
+        # The gradient is to be differentiated again, or vectorized.
+        if torch.is_grad_enabled() or is_traced() or (compiled and not kernels.fit(grad)):
             return _procedure_backward(ctx, grad)
-        passes = _passes(inputs)
-        with torch.autocast(inputs.device.type, enabled=False):
+        with _no_autocast(inputs):
             u, weight = passes.arrange_inputs(inputs), weight.contiguous()
             gradients = passes.Gradients(u, weight, leaky, detach_early)
             totals = [squash(s, passes.DIM) for s in sums[:-1]]  # totals[t - 1] is V before iteration t
@@ -137,8 +148,13 @@ class _Routing(torch.autograd.Function):
         return passes.restore_inputs(grad_u, len(inputs)), grad_weight, None, None, None
 
 
-def _passes(inputs: Tensor) -> ModuleType:
-    return compiled_passes if kernels.fit(inputs) else routing_passes
+def _no_autocast(x: Tensor) -> AbstractContextManager:
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+def _passes(inputs: Tensor, weight: Tensor) -> ModuleType:
+    return compiled_passes if kernels.fit(inputs, weight) else routing_passes
 
 
 def _procedure_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -160,10 +176,11 @@ def _better_stored(inputs: Float[Tensor, "b i d"], weight: Float[Tensor, "j i d 
     """Whether the votes are so few that it is quicker to store them.
 
     The kernel computes sixteen images at a time, and breaks even at half of them (measured with 36 to 2,048 input and
-    2 to 64 output capsules). PyTorch's passes repeat a product of ``2 d`` operations for each vote, stored votes are
-    read from memory instead: it breaks even at about 20 MNIST images.
+    2 to 64 output capsules); however few, they may have more votes than there is memory for. PyTorch's passes repeat a
+    product of ``2 d`` operations for each vote, stored votes are read from memory instead: it breaks even at about 20
+    MNIST images.
     """
-    if _passes(inputs) is compiled_passes:
-        return len(inputs) < 8
     votes = len(inputs) * weight[:, :, 0].numel()
+    if _passes(inputs, weight) is compiled_passes:
+        return len(inputs) < 8 and votes <= _FEW_VOTES
     return votes <= 2 * routing_passes.chunk_size(inputs) * inputs.shape[2]

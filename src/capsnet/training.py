@@ -227,7 +227,7 @@ class TrainingModule(LightningModule):
 
 def _count_errors(scores: torch.Tensor, labels: torch.Tensor, count: int) -> dict[str, torch.Tensor]:
     """`count` is that of the images, or 0 if they are not this process's to count."""
-    errors = missed_things(scores.detach(), labels).any(dim=1)[:count].sum().double()
+    errors = missed_things(scores.detach(), labels).any(dim=1)[:count].sum()
     return {"errors": errors, "images": torch.full_like(errors, count)}
 
 

@@ -71,6 +71,7 @@ def _prepare(name: str, batch_size: int, device: torch.device) -> dict[str, Call
     half = isinstance(model, CapsNet) and device.type == "cuda"
 
     def train_step() -> None:
+        model.train()
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             total: Any = loss(images, labels)
         optimizer.zero_grad()
@@ -78,6 +79,7 @@ def _prepare(name: str, batch_size: int, device: torch.device) -> dict[str, Call
         optimizer.step()
 
     def infer() -> None:
+        model.eval()
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
             model(images)
 

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from capsnet.tracing import is_traced
+from capsnet.tracing import is_batched, is_traced
 
 _PARTS_A_THREAD = 4  # so that a thread which another program holds up does not hold up all
 _LEVELS = {"AVX512": "_avx512", "AVX2": "_avx2"}
@@ -51,7 +51,7 @@ def fit(*tensors: Tensor) -> bool:
     return (
         not is_traced()  # first: a compiler cannot follow the rest
         and available()
-        and all(type(t) in (Tensor, nn.Parameter) for t in tensors)
+        and all(type(t) in (Tensor, nn.Parameter) and not is_batched(t) for t in tensors)
         and all(t.device.type == "cpu" and t.dtype == torch.float32 and t.layout == torch.strided for t in tensors)
     )
 

@@ -12,6 +12,7 @@ from capsnet.kernels import library, run
 
 _RUN = 2048  # numbers in a run, if they can be cut anywhere
 _COPIED = 128  # COPIED in products.c
+DEEP = 256  # DEEP in products.c: a longer sum is written in pieces
 
 
 class Runs(NamedTuple):
@@ -139,7 +140,7 @@ class Program:
         which lie as they do, and what each row adds up to is added to ``sums`` (z, rows).
 
         ``a`` may be a constant. What is ``large`` goes past the caches, and does not push out what is there. ``b`` and
-        ``c`` may be one buffer where the rows of a column are written where its numbers were read.
+        ``c`` may be one buffer where the rows of a column are written where its numbers were read, at most `DEEP`.
         """
         assert products.copies or (hidden_by is None and sums is None), "only where rows of a are copied"
         if isinstance(a, Tensor):

@@ -87,15 +87,18 @@ class Gradients:
 
 def _sums(u: Tensor, weight: Tensor, total: Tensor | None, grad: Tensor | None, leaky: bool) -> Tensor:
     """Of parts of the input capsules, added up."""
-    j, _, _, e = weight.shape
-    summed = u.new_zeros(parts(weight.shape[1]), len(u), j, e, lanes())
+    j, i, _, e = weight.shape
+    # Each part has sums of its own, which together are never more than the logits, and less on few threads.
+    count = min(parts(i), max(1, i // (4 * e), min(torch.get_num_threads(), i // e)))
+    summed = u.new_zeros(count, len(u), j, e, lanes())
     _run("capsnet_sums", u, weight, total, grad, summed, None, None, (1, 1), leaky, False)
     return summed.sum(0)
 
 
 def _run(name, u, weight, total, grad, summed, grad_u, grad_weight, counts, leaky, constant) -> None:
     j, i, d, e = weight.shape
-    scratch = u.new_empty(parts(i), (j * e + 2 * counts[0] * j + e) * lanes())
+    count = parts(i) if summed is None else len(summed)
+    scratch = u.new_empty(count, (j * e + 2 * counts[0] * j + e) * lanes())
     kept = [u, weight, total, grad, summed, grad_u, grad_weight, scratch]
     sizes = (len(u), i, j, d, e, *scratch.shape, *counts)
     run(name, _Pass(*(None if x is None else x.data_ptr() for x in kept), *sizes, leaky, constant))

@@ -22,7 +22,7 @@ class _Job(ctypes.Structure):
 
 def layout(s: Tensor, dim: int) -> tuple[int, int, int] | None:
     """Sizes ``(outer, dim, inner)`` as the numbers lie in memory; None where the kernel is of no use."""
-    if s.numel() == 0:
+    if s.dim() == 0 or s.numel() == 0:
         return None
     slowest_first = sorted(range(s.dim()), key=s.stride, reverse=True)
     place = slowest_first.index(dim % s.dim())

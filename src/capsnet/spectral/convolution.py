@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from capsnet import kernels
 from capsnet.allocator import large_empty
 from capsnet.spectral.cost import axes, best_tile
 from capsnet.spectral.steps import Steps, steps_for
@@ -59,7 +60,7 @@ def _inside(padded: Tensor, steps: Steps) -> Tensor:
 
 
 class _SpectralConvolution(torch.autograd.Function):
-    """Keeps the planes of pixels for the backward pass, which puts their gradients in their place."""
+    """Keeps the planes of pixels for the backward pass, which puts their gradients in their place; once."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, steps: Steps, kept: Tensor | None) -> Tensor:
@@ -68,27 +69,28 @@ class _SpectralConvolution(torch.autograd.Function):
         steps.forward(planes=planes, tap_planes=taps, y=y, **steps.room(x))
         if bias is not None:
             y.add_(bias[:, None])
-        ctx.steps = steps
-        ctx.planes = planes if any(ctx.needs_input_grad[:2]) else None
-        ctx.save_for_backward(x, weight)
+        ctx.steps, ctx.fresh = steps, [True]
+        ctx.save_for_backward(x, weight, planes if any(ctx.needs_input_grad[:2]) else None)
         rows, columns = steps.rows, steps.columns
         return y[: rows.out, : columns.out].permute(3, 2, 0, 1).data  # no view: a ReLU may change it in place
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor):
         (grad,) = grad_outputs
-        (x, weight), steps = ctx.saved_tensors, ctx.steps
+        (x, weight, planes), steps = ctx.saved_tensors, ctx.steps
         want_x, want_weight, want_bias = ctx.needs_input_grad[:3]
         grad_x = grad_weight = None
-        if torch.is_grad_enabled():  # somebody differentiates again: formulas that autograd can follow
+        if torch.is_grad_enabled() or not kernels.fit(grad):  # differentiated again, or vectorized: by plain operations
             stride, padding = steps.rows.stride, steps.rows.padding
             if want_x:
                 grad_x = conv2d_input(x.shape, weight, grad, stride, padding)
             if want_weight:
                 grad_weight = conv2d_weight(x, weight.shape, grad, stride, padding)
         elif want_x or want_weight:
-            planes = _pixel_planes(x, steps) if ctx.planes is None else ctx.planes
-            ctx.planes = None  # they are about to be overwritten
+            try:
+                ctx.fresh.pop()  # the planes are about to be overwritten
+            except IndexError:
+                planes = _pixel_planes(x, steps)
             taps = tap_planes(weight, steps) if want_x else large_empty(*steps.tap_shape)
             program = (steps.backward if want_x else steps.backward_taps) if want_weight else steps.backward_pixels
             program(planes=planes, tap_planes=taps, grad=_whole(grad, steps), **steps.room(x, back=True))

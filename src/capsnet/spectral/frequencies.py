@@ -1,5 +1,6 @@
 """The mathematics of the spectral convolution along one axis and along both: which values, and by which matrices."""
 
+import cmath
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -63,6 +64,11 @@ class Frequency(NamedTuple):
 @lru_cache(maxsize=64)
 def frequencies(tile: int, taps: int) -> list[Frequency]:
     """Roots of unity; zero, where the number of points is even; infinity."""
+    with torch.device("cpu"), torch.inference_mode(False):  # these outlive the caller's modes
+        return _frequencies(tile, taps)
+
+
+def _frequencies(tile: int, taps: int) -> list[Frequency]:
     points = tile + taps - 1
     order = (points - 1) // 2 * 2  # an even number of roots, so that 1 and -1, which are real, are among them
     zero = points - 1 - order
@@ -70,7 +76,7 @@ def frequencies(tile: int, taps: int) -> list[Frequency]:
     unit = torch.eye(points, dtype=torch.complex128)
     found = []
     for k in (0, order // 2, *range(1, order // 2)):
-        root = torch.polar(torch.tensor(1.0).double(), torch.tensor(2 * torch.pi * k / order).double())
+        root = torch.tensor(cmath.rect(1, 2 * cmath.pi * k / order), dtype=torch.complex128)
         pixels = torch.zeros(points, dtype=torch.complex128)
         pixels[zero : zero + order] = root ** -(powers[:order] + zero) / order
         found.append(Frequency(pixels, root ** powers[:taps], root ** powers[:tile], 1 if k in (0, order // 2) else 2))

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from capsnet.kernels.products import Place, Products, Program, Runs, offsets, runs
+from capsnet.kernels.products import DEEP, Place, Products, Program, Runs, offsets, runs
 from capsnet.spectral.frequencies import Axis, Crossing, Group, frequencies, groups, planes
 
 _CACHE = 8 * 2**20  # bytes of values at a time, which should stay in the third-level cache
@@ -74,7 +74,7 @@ class Steps:
         # Of all tiles, the last of which may stand over.
         self.result_shape = rows.tiles * rows.tile, columns.tiles * columns.tile, out, batch
         # Where every row of pixels belongs to one tile, planes are as large as pixels and can be made where these lie.
-        self.in_place = _covered(rows, self.height)
+        self.in_place = _covered(rows, self.height) and self.planes <= DEEP
         self.groups = [GroupSteps(self, group) for group in groups(rows, columns)]
 
     def classes(self) -> list[tuple[range, int]]:
