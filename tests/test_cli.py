@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import terminal
 import torch
 from PIL import Image
 
@@ -73,13 +74,6 @@ def run(tmp_path_factory):
     return folder / "run", out, err
 
 
-def in_process(capsys, *arguments):
-    """Faster than a process; for commands that do not train."""
-    status = cli.main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
 def test_train_prints_a_table_and_leaves_a_run_folder(run):
     folder, out, err = run
     assert re.search(r"test error +\d+\.\d\d %", out)
@@ -100,13 +94,13 @@ def test_train_prints_a_table_and_leaves_a_run_folder(run):
 
 
 def test_evaluate(run, capsys):
-    status, out, err = in_process(capsys, "evaluate", run[0], "--json")
+    status, out, err = terminal.typed(capsys, "evaluate", run[0], "--json")
     answer = json.loads(out)
     assert (status, err) == (0, "")
     assert answer["images"] == 10_000
     assert answer["error"] == pytest.approx(answer["errors"] / 100)
     assert answer["error"] < 40
-    _, out, _ = in_process(capsys, "evaluate", run[0])
+    _, out, _ = terminal.typed(capsys, "evaluate", run[0])
     assert f"test error {answer['error']:.2f} %" in out
     low, high = answer["interval"]
     assert low < answer["error"] < high
@@ -122,13 +116,13 @@ def test_predict(run, capsys, tmp_path):
         ink = Image.fromarray(255 - test_set.images[index, 0].numpy())
         ink.save(tmp_path / f"{index}.png")
     paths = [tmp_path / f"{index}.png" for index in right.tolist()]
-    status, out, _ = in_process(capsys, "predict", run[0], *paths, "--json")
+    status, out, _ = terminal.typed(capsys, "predict", run[0], *paths, "--json")
     answer = json.loads(out)
     assert status == 0
     assert [p["class"] for p in answer["predictions"]] == [str(int(test_set.labels[k])) for k in right]
     first = answer["predictions"][0]
     assert first["probability"] == max(first["probabilities"].values())
-    status, out, _ = in_process(capsys, "predict", run[0], paths[0])
+    status, out, _ = terminal.typed(capsys, "predict", run[0], paths[0])
     assert out.split() == [str(paths[0]), first["class"], f"{first['probability']:.3f}"]
 
 
@@ -186,13 +180,14 @@ def test_a_run_stopped_before_its_report_makes_it_when_resumed(tmp_path):
     assert "test error" in out
 
 
-def test_a_resumed_run_keeps_its_settings(tmp_path):
+def test_a_resumed_run_keeps_its_settings(tmp_path, capsys, monkeypatch):
     arguments = ("train", "--limit", 32, "--batch-size", 16, "--epochs", 1, "--out", "run")
     assert typed(*arguments, cwd=tmp_path)[0] == 0
-    status, _, err = typed("train", "--resume", "--out", "run", "--batch-size", 8, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    status, _, err = terminal.typed(capsys, "train", "--resume", "--out", "run", "--batch-size", 8)
     assert status == 2
     assert "a resumed run keeps its settings, and recipe would differ" in err
-    status, out, err = typed("train", "--resume", "--out", "run", cwd=tmp_path)
+    status, out, err = terminal.typed(capsys, "train", "--resume", "--out", "run")
     assert (status, out) == (2, "")
     assert "the run run is complete; there is nothing to resume" in err
 
@@ -242,7 +237,7 @@ def test_bad_input_is_told_in_one_line(capsys, tmp_path, monkeypatch, arguments,
     monkeypatch.chdir(tmp_path)
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("this machine has what the test wants missing")
-    status, out, err = in_process(capsys, *arguments)
+    status, out, err = terminal.typed(capsys, *arguments)
     assert (status, out) == (2, "")
     assert err.startswith("capsnet: ")
     assert told in err
@@ -280,17 +275,17 @@ def test_output_that_cannot_be_written_is_told_in_one_line(run):
 
 def test_bad_pictures_are_told_in_one_line(run, capsys, tmp_path):
     (tmp_path / "x.png").write_text("no picture")
-    status, out, err = in_process(capsys, "predict", run[0], tmp_path / "x.png")
+    status, out, err = terminal.typed(capsys, "predict", run[0], tmp_path / "x.png")
     assert (status, out) == (2, "")
     assert re.fullmatch(r"capsnet: .*x\.png is not a picture that can be read .*\n", err)
-    status, _, err = in_process(capsys, "predict", run[0])
+    status, _, err = terminal.typed(capsys, "predict", run[0])
     assert status == 2
     assert "IMAGE" in err
 
 
 def test_a_model_for_other_images_is_told_in_one_line(capsys, tmp_path):
     capsnet.save(capsnet.CapsNet((3, 20, 20), 10, conv_channels=4, primary_types=2), tmp_path / "run")
-    status, out, err = in_process(capsys, "evaluate", tmp_path / "run")
+    status, out, err = terminal.typed(capsys, "evaluate", tmp_path / "run")
     assert (status, out) == (2, "")
     assert "takes images of (channels, height, width) (3, 20, 20), but those of this set are (1, 28, 28)" in err
 
@@ -317,7 +312,7 @@ def test_a_run_whose_config_was_edited_is_not_resumed(capsys, tmp_path, field, v
     saved = {**cli.as_json(cli.Train()), field: value}
     model = capsnet.CapsNet((1, 17, 17), 2, conv_channels=4, primary_types=2)
     capsnet.save(model, tmp_path / "run", command=saved)
-    status, out, err = in_process(capsys, "train", "--resume", "--out", tmp_path / "run")
+    status, out, err = terminal.typed(capsys, "train", "--resume", "--out", tmp_path / "run")
     assert (status, out) == (2, "")
     assert "config.json is damaged or of another version: " in err
     assert field in err
@@ -326,6 +321,6 @@ def test_a_run_whose_config_was_edited_is_not_resumed(capsys, tmp_path, field, v
 
 def test_how_to_resume_a_run_of_a_program_is_told(capsys, tmp_path):
     capsnet.save(capsnet.CapsNet((1, 17, 17), 2, conv_channels=4, primary_types=2), tmp_path / "run")
-    status, _, err = in_process(capsys, "train", "--resume", "--out", tmp_path / "run")
+    status, _, err = terminal.typed(capsys, "train", "--resume", "--out", tmp_path / "run")
     assert status == 2
     assert f"capsnet.fit(…, out='{tmp_path / 'run'}', resume=True)" in err
