@@ -14,7 +14,7 @@ from capsnet.explorer.server import make_app
 def serving(explorer):
     """The address at which it answers."""
     listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(make_app(explorer), log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(make_app(explorer, only_here=True), log_level="warning", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()

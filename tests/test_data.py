@@ -3,12 +3,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 import capsnet
 from capsnet.data import mnist, to_float
 from capsnet.data.augment import shift
-from capsnet.data.pictures import Framing, measure_framing, read_picture
+from capsnet.data.pictures import Framing, decode_picture, measure_framing, measure_picture, read_picture
 from capsnet.insight.reconstructions import choose_examples
 
 MNIST_FRAMING = Framing("black", 20 / 28, (0.52, 0.52))
@@ -175,3 +175,52 @@ def test_examples_are_one_success_of_each_class_and_the_failures():
     labels = torch.tensor([0, 0, 1, 2, 2, 1])
     predictions = torch.tensor([1, 0, 1, 2, 0, 1])
     assert choose_examples(labels, predictions, 3).tolist() == [1, 2, 3, 0, 4]
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize(("ending", "options"), [("png", {}), ("tif", {}), ("tif", {"compression": "tiff_lzw"})])
+def test_turned_pictures_are_upright_and_measured_so(tmp_path, turn, ending, options):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9), dtype=np.uint8)
+    upright = [pixels, pixels[:, ::-1], pixels[::-1, ::-1], pixels[::-1], pixels.T, np.rot90(pixels, -1)]
+    upright += [np.rot90(pixels, 2).T, np.rot90(pixels, 1)]
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = turn
+    path = tmp_path / f"turned.{ending}"
+    Image.fromarray(pixels).save(path, exif=exif, **options)
+    assert np.array_equal(decode_picture(path, "it"), upright[turn - 1])
+    assert measure_picture(path, "it") == (*upright[turn - 1].shape, True)
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 40), (40, 20)])
+def test_what_stands_on_images_that_are_not_square_keeps_its_extent(tmp_path, height, width):
+    images = torch.zeros(20, 1, height, width, dtype=torch.uint8)
+    images[:, :, 1:19, 6:16] = 255  # 18 high
+    framing = measure_framing(capsnet.ImageSet(images, torch.arange(20) % 2, ("a", "b")))
+    Image.fromarray(np.pad(np.full((90, 50), 255, np.uint8), 60)).save(tmp_path / "large.png")
+    image = read_picture(tmp_path / "large.png", (1, height, width), framing)[0]
+    assert abs(int(image.gt(127).any(dim=1).sum()) - 18) <= 1
+    Image.fromarray(np.pad(np.full((10, 300), 255, np.uint8), 60)).save(tmp_path / "wide.png")
+    image = read_picture(tmp_path / "wide.png", (1, height, width), Framing("black", 1.0))[0]
+    assert abs(int(image.gt(127).any(dim=0).sum()) - width) <= 1  # all of it
+
+
+def test_of_cut_images_the_middle_is_seen(tmp_path):
+    """As training sees it: scaled as the whole image, then cut."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 40), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "whole.png")
+    framing = Framing(whole=(32, 40))
+    seen = read_picture(tmp_path / "whole.png", (1, 24, 24), framing)[0].numpy()
+    assert np.array_equal(seen, pixels[4:28, 8:32])
+    Image.fromarray(pixels[:24, :24]).save(tmp_path / "cut.png")
+    assert np.array_equal(read_picture(tmp_path / "cut.png", (1, 24, 24), framing)[0].numpy(), pixels[:24, :24])
+
+
+@pytest.mark.parametrize("background", ["black", "white", None])
+def test_things_may_stay_where_they_are(tmp_path, background):
+    small = np.full((16, 16), 255 if background == "white" else 0, np.uint8)
+    small[2:7, 3:9] = 128
+    small[3:5, 3:5] = 255 - small[0, 0]
+    large = np.kron(small, np.ones((4, 4), np.uint8))
+    Image.fromarray(large if background is None else 255 - large).save(tmp_path / "large.png")
+    seen = read_picture(tmp_path / "large.png", (1, 16, 16), Framing(background, extent=None))[0].numpy()
+    assert np.abs(seen.astype(int) - small).max() <= 1

@@ -154,3 +154,10 @@ def test_without_scikit_learn_one_line_says_how_to_get_it():
             print(error)
         """)
     assert said == "CapsNetClassifier needs scikit-learn; install it with: pip install 'capsnet[sklearn]'\n"
+
+
+def test_bytes_are_numbers_where_training_saw_others():
+    digits = capsnet.open_dataset("mnist", "test").select(slice(40))
+    pixels = (digits.images.numpy() // 16).astype(float)  # 0 to 15
+    model = capsnet.CapsNetClassifier(epochs=1, decoder=False, width=0.1).fit(pixels, digits.labels.numpy())
+    assert np.array_equal(model.predict_proba(pixels), model.predict_proba(pixels.astype(np.uint8)))

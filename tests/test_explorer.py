@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import html
 import http.client
 import importlib.util
 import io
@@ -429,3 +430,19 @@ def test_nothing_is_sent_anywhere(explorer, monkeypatch):
     hosts = {str(address[0]) for address in opened if isinstance(address, tuple)}
     assert hosts <= {"127.0.0.1", "localhost", "::1"}
     assert threading.active_count() < 100
+
+
+@pytest.mark.parametrize("name", ["${alert(1)}", "`", "a\\xi", "{{value}}", '" onclick="alert(1)', "<b>", "œuvre, 7"])
+def test_names_cannot_leave_a_template(name):
+    safe = markup.in_template(name)
+    assert html.unescape(safe) == name
+    assert not set(safe) & set("$`\\{}\"'<>")
+
+
+def test_under_a_foreign_name_it_does_not_answer(url):
+    port = int(url.rsplit(":", 1)[1])
+    for host, status in (("localhost", 200), (f"127.0.0.1:{port}", 200), (f"evil.example:{port}", 403), ("", 403)):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("GET", "/", headers={"Host": host})
+        assert connection.getresponse().status == status, host
+        connection.close()

@@ -214,3 +214,18 @@ def test_a_process_without_a_network_says_so_in_one_line(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("capsnet: cannot fetch hub:someone/digits: the hub cannot be reached")
     assert done.stderr.count("\n") == 1
+
+
+def test_what_was_typed_is_not_published(hub, model, tmp_path):
+    typed = {"reproduce": "smallnorb", "command": "capsnet reproduce --smallnorb /home/jane/files", "data": "own/study"}
+    capsnet.save(model, tmp_path / "run", command=typed)
+    runs.push(tmp_path / "run", "hub:jane/norb")
+    published = runs.read_config(runs.locate("hub:jane/norb"))["command"]
+    assert published == {"reproduce": "smallnorb", "data": "study"}
+
+
+def test_a_damaged_report_is_told(hub, model, tmp_path):
+    capsnet.save(model, tmp_path / "run")
+    (tmp_path / "run" / runs.REPORT).write_text('{"test_error": "low"}')
+    with pytest.raises(capsnet.InputError, match=r"report\.json is damaged"):
+        runs.push(tmp_path / "run", "hub:jane/it")

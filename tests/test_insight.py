@@ -10,6 +10,7 @@ import pytest
 import reference
 import torch
 from matplotlib.colors import to_rgb as colour_to_rgb
+from matplotlib.figure import Figure
 from PIL import Image
 
 import capsnet
@@ -303,3 +304,10 @@ def test_images_of_other_channels_are_shown():
             torch.testing.assert_close(tile[..., 1], images[row, column].mean(0))
     colour = torch.rand(3, 4, 6)
     assert (style.to_rgb(colour).movedim(-1, 0) == colour).all()
+
+
+def test_names_of_classes_are_no_formulas():
+    with style.style(dark=False):
+        figure = Figure()
+        figure.suptitle(r"$\mathds{R}$ and $5")
+    assert style.as_bytes(figure, "png")

@@ -184,3 +184,26 @@ def test_a_run_that_is_there_is_not_overwritten_by_resuming_nothing(capsys, fold
     status, out, err = typed(capsys, "train", "--resume", "--out", run)
     assert status == 0, err
     assert "test error" in out
+
+
+def test_runs_that_start_together_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = [train._claimed_folder("mnist-capsnet") for _ in range(3)]
+    assert [path.name for path in found] == ["mnist-capsnet-1", "mnist-capsnet-2", "mnist-capsnet-3"]
+
+
+def test_a_run_that_never_began_leaves_no_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "pets", 30, 40, 3, classes=("cats",))
+    assert typed(capsys, "train", "--data", tmp_path / "pets")[0] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["pets"]
+
+
+def test_too_little_memory_is_told_in_one_line(tmp_path, capsys, monkeypatch):
+    def allocate(*_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(train.Train, "run", allocate)
+    status, out, err = typed(capsys, "train")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "not enough memory" in err

@@ -441,3 +441,10 @@ def test_a_picture_of_too_many_pixels_is_left_out(tmp_path, capsys):
     Image.new("1", (11_000, 10_000)).save(tmp_path / "cats" / "huge.png")
     assert sum(map(len, opened(tmp_path))) == 120
     assert "left out: cats/huge.png has 11000×10000 pixels; the limit is 100,000,000\n" in capsys.readouterr().err
+
+
+def test_a_test_folder_beside_class_folders_is_told(tmp_path):
+    place = write_folder(tmp_path / "set", classes=("cats", "dogs", "test/cats", "test/dogs"))
+    assert told(place) == (
+        f"{place} has class folders beside test, which has folders of the same names; put them into a folder train"
+    )

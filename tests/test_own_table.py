@@ -223,3 +223,10 @@ def test_parquet_files_with_any_damage(tmp_path, pictures):
         except capsnet.InputError as error:
             refused += "\n" not in str(error)
     assert refused > 30
+
+
+def test_a_picture_has_one_name_and_is_a_file(tmp_path, pictures):
+    rows = [*pictures, ("./pictures/0.png", "dog")]
+    assert "pictures/0.png stands there with another label" in told(write_table(tmp_path / "set.csv", rows))
+    (tmp_path / "folder.png").mkdir()
+    assert "there is no picture" in told(write_table(tmp_path / "set.csv", [*pictures, ("folder.png", "cat")]))

@@ -162,7 +162,7 @@ def test_a_folder_without_pictures_is_told_in_one_line(run_folder, tmp_path, cap
     (tmp_path / "notes.txt").touch()
     status, out, err = typed(capsys, "predict", run_folder, tmp_path)
     assert (status, out) == (2, "")
-    assert err.startswith(f"capsnet: there are no pictures in {tmp_path}; they are files with .bmp")
+    assert err.startswith(f"capsnet: there are no pictures in {tmp_path}; they are files with .apng .avif")
 
 
 def start(*arguments, **options):
@@ -213,3 +213,10 @@ def test_progress_is_shown_on_a_terminal_only(tmp_path, folder, run_folder):
     assert b" pictures, " in said
     assert said.decode().replace("\r\n", "\n").endswith("\x1b[K5 of 1,500 pictures could not be read\n")
     assert len((tmp_path / "out.txt").read_text().splitlines()) == 1500
+
+
+def test_a_link_to_itself_hides_no_picture(tmp_path):
+    for name in ("a.png", "b.avif", "c.JFIF"):
+        (tmp_path / name).touch()
+    (tmp_path / "z.png").symlink_to("z.png")
+    assert [path.name for path in find_pictures([tmp_path])] == ["a.png", "b.avif", "c.JFIF", "z.png"]

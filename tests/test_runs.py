@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -153,3 +154,28 @@ def test_damaged_logs_are_refused(run, content):
             runs.read_metrics(run)
     else:
         assert runs.read_metrics(run) == []
+
+
+def test_a_model_saved_over_a_run_leaves_nothing_of_that(run):
+    for name in (runs.METRICS, runs.REPORT, runs.CHECKPOINT):
+        (run / name).write_text("of another model")
+    capsnet.save(small(), run)
+    assert {path.name for path in run.iterdir()} == {runs.CONFIG, runs.WEIGHTS}
+
+
+def test_names_that_are_numbers_or_no_text_are_recorded(tmp_path):
+    names = [np.int64(3), "caf\udce9"]
+    capsnet.save(capsnet.CapsNet((1, 17, 17), 2, conv_channels=4, primary_types=2), tmp_path / "run", classes=names)
+    assert runs.open_run(tmp_path / "run").class_names == ("3", "caf\udce9")
+    with pytest.raises(TypeError, match="object cannot be recorded"):
+        capsnet.save(small(), tmp_path / "other", classes=[object()])
+
+
+def test_of_two_processes_that_begin_in_one_folder_one_does(tmp_path):
+    """The second finds the lock, and changes nothing."""
+    train = capsnet.ImageSet(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.arange(4) % 2, ("a", "b"))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with runs.locked(folder), pytest.raises(capsnet.InputError, match="another process is training"):
+        capsnet.fit(capsnet.CapsNet((1, 28, 28), 2, conv_channels=4, primary_types=2), train, out=folder)
+    assert not list(folder.iterdir())

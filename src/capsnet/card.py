@@ -79,7 +79,7 @@ def model_card(config: Mapping[str, Any], report: Mapping[str, Any], place: str)
 
 def public_name(data: str) -> str:
     """How a data set is called where others read it: without the folders of this computer in which it lies."""
-    if re.fullmatch(r"(hub:)?[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", data):
+    if re.fullmatch(r"hub:[\w.-]+(/[\w.-]+)?(:[\w.-]+)?|[\w.-]+(:[\w.-]+)?", data):
         return data
     kind, colon, _ = data.partition(":")
     return f"{kind}:" * (bool(colon) and len(kind) > 1) + re.split(r"[/\\:]", data.rstrip("/\\"))[-1]

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import torch
 import tyro
 
 from capsnet import runs
@@ -71,11 +72,21 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `capsnet … | head`
         _drop_output()
         return 0
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        print("capsnet: there is not enough memory for this; try a smaller --batch-size or --width", file=sys.stderr)
+        return 2
     except OSError as error:  # a full disk under the output, a path too long, a folder that may not be read
         _drop_output()
         print(f"capsnet: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
         return 2
     return status
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """PyTorch has a type for a GPU's memory, and for the computer's a sentence."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _drop_output() -> None:

@@ -144,7 +144,8 @@ class CapsNetClassifier(ClassifierMixin, BaseEstimator):
     def _images(self, pixels: np.ndarray) -> UInt8[Tensor, "count channels height width"]:
         """As the network sees them."""
         low, high = self.pixel_range_
-        if pixels.dtype != np.uint8:
+        if pixels.dtype != np.uint8 or (low, high) != (0, 255):
+            pixels = pixels.astype(float) if pixels.dtype == np.uint8 else pixels
             scale = 255 / (high - low) if high > low else 0.0
             pixels = ((pixels - low) * scale).round().clip(0, 255).astype(np.uint8)
         channels, height, width = self.image_shape_

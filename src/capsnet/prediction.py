@@ -18,13 +18,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from capsnet.data.pictures import read_picture
+from capsnet.data.pictures import picture_endings, read_picture
 from capsnet.errors import InputError
 from capsnet.evaluation import probabilities
 from capsnet.runs import Run
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""What counts as a picture in a folder, in lower or upper case."""
 BATCH = 128
 READERS = 8
 """Threads that read pictures, at most; more would only hold more pictures at once."""
@@ -91,14 +89,16 @@ def find_pictures(paths: Iterable[Path]) -> Iterator[Path]:
 
 def _sorted_entries(folder: Path) -> tuple[list[str], list[str]]:
     """Names of the pictures and of the folders in a folder."""
-    names, folders = [], []
+    endings, names, folders = picture_endings(), [], []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 folders.append(entry.name)
-            elif entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or not os.path.exists(entry.path)):
+            elif os.path.splitext(entry.name)[1].lower() in endings and (
+                os.path.isfile(entry.path) or not os.path.exists(entry.path)
+            ):
                 names.append(entry.name)  # also a link that leads nowhere, but no pipe, which might never end
     return sorted(names), sorted(folders)
 

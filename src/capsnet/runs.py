@@ -17,7 +17,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from capsnet.card import model_card, public_name
 from capsnet.data import ImageSet, PairSet, has_any_size, open_dataset
 from capsnet.data.framing import Framing
 from capsnet.errors import InputError
-from capsnet.models import Model, build_model, model_name
+from capsnet.models import Detector, Model, build_model, model_name
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -45,6 +45,8 @@ METRICS = "metrics.csv"
 REPORT = "report.json"
 CHECKPOINT = "last.ckpt"
 CARD = "README.md"
+TYPED = ("typed", "command")
+"""Where a run's config says what was typed, with places on somebody's computer."""
 
 
 def save(model: Model, path: str | Path, **sections: Any) -> None:
@@ -61,6 +63,8 @@ def save(model: Model, path: str | Path, **sections: Any) -> None:
     make_folder(folder)
     config = _as_bytes(_described(model, sections))
     _write_together({folder / CONFIG: config, folder / WEIGHTS: _weights(model)})
+    for name in (METRICS, REPORT, CHECKPOINT):  # of what was there before
+        (folder / name).unlink(missing_ok=True)
 
 
 def load(path: str | Path, *, stem: nn.Module | None = None) -> Model:
@@ -118,9 +122,14 @@ def open_run(path: str | Path) -> Run:
         raise InputError(f"{folder / CONFIG} is damaged: it should name {count} classes")
     try:
         recorded = config.get("framing", {})
-        framing = Framing(**{**recorded, "centre": tuple(recorded.get("centre", (0.5, 0.5)))})
+        framing = Framing(**{**recorded, "centre": tuple(recorded.get("centre", (0.5, 0.5))), "whole": None})
     except (TypeError, AttributeError, InputError):
         raise InputError(f"{folder / CONFIG} is damaged: its section 'framing' is not ours") from None
+    seen, whole = model.config["in_shape"], config.get("image_shape")
+    if isinstance(whole, list) and len(whole) == 3 and tuple(whole[1:]) != tuple(seen[1:]):
+        framing = replace(framing, whole=(whole[1], whole[2]))
+    if isinstance(model, Detector):  # whose answer is where a thing is, and how large
+        framing = replace(framing, extent=None)
     command = config.get("command", {})
     data = command.get("data") if isinstance(command, dict) else None
     return Run(model, tuple(map(str, names)), framing, data if isinstance(data, str) else None)
@@ -165,15 +174,19 @@ def push(path: str | Path, place: str | Path, *, private: bool = False) -> str:
     files: dict[str, Path | bytes] = {name: folder / name for name in hub.FILES if (folder / name).exists()}
     config = read_config(folder)
     command = config.get("command")
-    data = command.get("data") if isinstance(command, dict) else None
-    if isinstance(command, dict) and isinstance(data, str) and public_name(data) != data:
-        config["command"] = {**command, "data": public_name(data)}
+    if isinstance(command, dict):
+        config["command"] = {name: value for name, value in command.items() if name not in TYPED}
+        if isinstance(data := command.get("data"), str):
+            config["command"]["data"] = public_name(data)
         files[CONFIG] = _as_bytes(config)
     if (folder / CARD).exists():
         files[CARD] = folder / CARD
     else:
         report = read_json(folder / REPORT) if REPORT in files else {}
-        files[CARD] = model_card(config, report, Path(place).as_posix()).encode()
+        try:
+            files[CARD] = model_card(config, report, Path(place).as_posix()).encode()
+        except (TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{folder / REPORT} is damaged: {_first_line(error)}") from None
     return hub.push(files, place, private=private)
 
 
@@ -234,7 +247,17 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _as_bytes(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    try:
+        return (json.dumps(content, indent=2, ensure_ascii=False, default=_number) + "\n").encode()
+    except UnicodeEncodeError:  # the name of a file that is no text
+        return (json.dumps(content, indent=2, default=_number) + "\n").encode()
+
+
+def _number(value: Any) -> Any:
+    """Of NumPy or PyTorch."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be recorded in a run's config")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -298,12 +321,13 @@ def locked(folder: Path) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is training in {folder}; wait for it, or choose another --out") from None
         for litter in folder.glob(".*.partial"):
             litter.unlink(missing_ok=True)
         yield
-    except BlockingIOError:
-        raise InputError(f"another process is training in {folder}; wait for it, or choose another --out") from None
     finally:
         os.close(descriptor)
 

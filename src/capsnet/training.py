@@ -96,12 +96,17 @@ def fit(
         if resume:
             _check_resumable(folder, fingerprint)
         else:
+            runs.require_free(folder)
+            runs.make_folder(folder)
+    with runs.locked(folder) if folder and writes else contextlib.nullcontext():
+        if folder and writes and not resume:
             sections: dict[str, Any] = {"recipe": asdict(recipe), "classes": list(train_set.class_names)}
             sections |= {"image_shape": train_set.image_shape, "framing": asdict(_framing(train_set))}
             sections |= {"command": dict(command or {})}
-            _start_run(folder, model, fingerprint=fingerprint, **sections)
-    with runs.locked(folder) if folder and writes else contextlib.nullcontext(), working_together(team):
-        rows = _train(model, train_set, recipe, held_out, folder, fingerprint, team, tensorboard, progress)
+            runs.require_free(folder)  # of two that started at once one has the lock, and has begun
+            runs.write_config(folder, model, fingerprint=fingerprint, **sections)
+        with working_together(team):
+            rows = _train(model, train_set, recipe, held_out, folder, fingerprint, team, tensorboard, progress)
         if folder and writes:
             runs.save_weights(model, folder)
     return rows
@@ -267,13 +272,6 @@ def _cropped(data: ImageSet | PairSet, size: int) -> ImageSet | PairSet:
     if size and isinstance(data, PairSet):
         raise InputError("pairs are not cropped: a digit might fall outside; leave --crop out")
     return data.centre(size) if size and isinstance(data, ImageSet) else data
-
-
-def _start_run(folder: Path, model: Model, **sections: Any) -> None:
-    """Raises `InputError` if there is anything in the folder already."""
-    runs.require_free(folder)
-    runs.make_folder(folder)
-    runs.write_config(folder, model, **sections)
 
 
 def _check_resumable(folder: Path, fingerprint: str) -> None:

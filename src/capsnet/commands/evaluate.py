@@ -1,6 +1,7 @@
 """`capsnet evaluate`"""
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -33,6 +34,8 @@ class Evaluate:
         folder = runs.locate(self.run_folder)
         run = runs.open_run(folder)
         data = self.data or run.data or "mnist"
+        if not (self.data or run.data):
+            print("the run does not say what it was trained on; testing on mnist (another: --data)", file=sys.stderr)
         smallest = min(run.model.config["in_shape"][1:])
         if not 0 <= self.shifts < smallest:
             raise InputError(

@@ -12,15 +12,14 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from torch import Tensor
 
 from capsnet import runs
-from capsnet.data.pictures import read_picture
+from capsnet.data.pictures import picture_endings, read_picture
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
 from capsnet.evaluation import detect
 from capsnet.models import CapsuleDetector, CNNDetector, Detector
-from capsnet.prediction import BATCH, SUFFIXES, Prediction, predict
+from capsnet.prediction import BATCH, Prediction, find_pictures, predict
 from capsnet.runs import Run
 
 
@@ -44,8 +43,7 @@ class Predict:
             raise InputError("name at least one picture or folder: capsnet predict RUN IMAGE...")
         run = runs.open_run(self.run_folder)
         if isinstance(run.model, CapsuleDetector | CNNDetector):
-            shape = run.model.config["in_shape"]
-            self._detect(run.model, torch.stack([read_picture(path, shape, run.framing) for path in self.pictures]))
+            self._detect(run.model, run, list(find_pictures(self.pictures)))
             return 0
         predictions = predict(run, self.pictures, pick_device(self.device))
         # `closing`: the threads that read ahead are stopped now, whatever happens, not when Python gets round to it.
@@ -61,8 +59,11 @@ class Predict:
                 print(_line(answer, width))
         return 0
 
-    def _detect(self, model: Detector, images: Tensor) -> None:
+    def _detect(self, model: Detector, run: Run, pictures: list[Path]) -> None:
         """[likelihood, orientation, size] of each picture, and where the thing is."""
+        if not pictures:
+            raise InputError(f"there are no pictures in {', '.join(map(str, self.pictures))}")
+        images = torch.stack([read_picture(path, model.config["in_shape"], run.framing) for path in pictures])
         found = detect(model, images, pick_device(self.device))
         answers = [
             {
@@ -73,7 +74,7 @@ class Predict:
                 "position": {"down": round(pose[0], 4), "right": round(pose[1], 4)},
                 "shear": round(pose[4], 4),
             }
-            for path, likelihood, pose in zip(self.pictures, found.likelihoods, found.poses.tolist(), strict=True)
+            for path, likelihood, pose in zip(pictures, found.likelihoods, found.poses.tolist(), strict=True)
         ]
         if self.json:
             print(json.dumps({"run": str(self.run_folder), "detections": answers}))
@@ -103,7 +104,8 @@ class Predict:
             progress.clear()
         if not count:
             places = ", ".join(map(str, self.pictures))
-            raise InputError(f"there are no pictures in {places}; they are files with {' '.join(SUFFIXES)}")
+            endings = " ".join(sorted(picture_endings()))
+            raise InputError(f"there are no pictures in {places}; they are files with {endings}")
         if unreadable:
             print(f"{unreadable:,} of {count:,} pictures could not be read", file=sys.stderr)
         return 1 if unreadable else 0

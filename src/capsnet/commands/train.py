@@ -1,6 +1,8 @@
 """`capsnet train`"""
 
+import contextlib
 import dataclasses
+import itertools
 import os
 import sys
 import time
@@ -66,12 +68,24 @@ class Train:
 
     def run(self) -> None:
         from capsnet.processes import find_team
-        from capsnet.training import fit
 
-        folder = self.out or _free_folder(f"{Path(self.data.replace(':', '/')).resolve().stem}-{self.model}")
         device = str(pick_device(self.device))
         team = find_team(torch.device(device), self.devices, self.nodes)
         self._check()
+        if self.out or team.rank:
+            self._run(self.out or Path("runs") / "of-the-first-process", team, device)
+            return
+        folder = _claimed_folder(f"{Path(self.data.replace(':', '/')).resolve().stem}-{self.model}")
+        try:
+            self._run(folder, team, device)
+        finally:
+            with contextlib.suppress(OSError):  # unless there is something in them
+                folder.rmdir()
+                folder.parent.rmdir()
+
+    def _run(self, folder: Path, team: Any, device: str) -> None:
+        from capsnet.training import fit
+
         if not (self.resume or team.rank):
             runs.require_free(folder)
         train_set, held_out = self._training_data()
@@ -206,11 +220,19 @@ def as_json(command: Train) -> dict[str, Any]:
     return flags
 
 
-def _free_folder(name: str) -> Path:
-    number = 1
-    while (folder := Path("runs") / f"{name}-{number}").exists():
-        number += 1
-    return folder
+def _claimed_folder(name: str) -> Path:
+    """A new one, made at once: others may look for one at the same time."""
+    runs.make_folder(Path("runs"))
+    for number in itertools.count(1):
+        folder = Path("runs") / f"{name}-{number}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise InputError(f"cannot make the folder {folder}: {error.strerror}") from None
+        return folder
+    raise AssertionError
 
 
 def _picture(model: CapsNet, test_set: ImageSet | PairSet, outcome: Evaluation) -> tuple[str, bytes]:

@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
-
 from capsnet.data.files import PictureFile, read_files
 from capsnet.data.image_set import ImageSet
-from capsnet.data.pictures import FORMATS
+from capsnet.data.pictures import picture_endings
 from capsnet.data.splits import split_named
 from capsnet.errors import InputError
 
@@ -23,7 +21,7 @@ def read_folder(place: str, split: str, size: tuple[int, int] | None = None, cha
     or if more than one picture in a hundred is damaged.
     """
     root = Path(os.path.expanduser(place))
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
+    endings = picture_endings()
     files: list[PictureFile] = []
     others: Counter[str] = Counter()
     for of, folder in _splits(root, place):
@@ -62,6 +60,12 @@ def _splits(root: Path, place: str) -> list[tuple[str, Path]]:
             f"{place} has a folder {others[0].name} beside those to train and to test on; there should be only these, "
             "or only class folders"
         )
+    for split, folder in splits.items() if others else ():
+        if {inner.name for inner in _folders(folder)} & {other.name for other in others}:
+            raise InputError(
+                f"{place} has class folders beside {folder.name}, which has folders of the same names; put them into a "
+                f"folder {'test' if split == 'train' else 'train'}"
+            )
     # Beside other classes, a train is a vehicle.
     return list(splits.items()) if splits and not others else [("", root)]
 

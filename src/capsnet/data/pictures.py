@@ -6,8 +6,10 @@ import math
 import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 import torch
@@ -35,6 +37,12 @@ FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG",
 """By Pillow's names. Not among them is what is no picture but a program that draws one (EPS)."""
 
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
+
+
+@lru_cache(maxsize=1)
+def picture_endings() -> frozenset[str]:
+    """What counts as a picture in a folder, in lower or upper case."""
+    return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS)
 
 
 def measure_framing(image_set: ImageSet, sample: int = 1000) -> Framing:
@@ -67,24 +75,28 @@ def frame(
 ) -> UInt8[Tensor, "channels height width"]:
     """Make a picture an image of `shape` (channels, height, width), framed as the training images are.
 
-    A picture that already has the model's size is taken as it is. Any other is scaled to fit, keeping its aspect. If
-    the training images have a plain background, the picture is turned over when its own background is the other one
-    (ink on paper becomes white on black), cut to what stands on it, and that is scaled to the usual extent and centred
-    by its centre of mass, as MNIST was made. Raises `InputError` unless there are 1 or 3 channels.
+    A picture that already has the model's size is taken as it is. Any other is scaled to fit, keeping its aspect; of
+    images that training cut squares out of, it is the middle one that is seen. If the training images have a plain
+    background, the picture is turned over when its own background is the other one (ink on paper becomes white on
+    black), cut to what stands on it, and that is scaled to the usual extent and centred by its centre of mass, as MNIST
+    was made. Raises `InputError` unless there are 1 or 3 channels.
     """
     framing = framing or Framing()
     channels, height, width = shape
     if channels not in (1, 3):
         raise InputError(f"pictures have 1 or 3 channels, but this model takes {channels}")
+    if framing.whole is not None and picture.size != (width, height):
+        image = frame(picture, (channels, *framing.whole), replace(framing, whole=None))
+        top, left = ((side - cut) // 2 for side, cut in zip(framing.whole, (height, width), strict=True))
+        return image[:, top : top + height, left : left + width].contiguous()
     picture = _as_mode(picture, "L" if channels == 1 else "RGB")
     if framing.background is None:
         picture = _fit(picture, (height, width))
     pixels = np.array(picture).reshape(picture.height, picture.width, channels)
     if framing.background is not None:
-        pixels = _match_background(pixels.astype(np.float32), framing.background)
+        pixels = _match_background(pixels, framing.background)
         if pixels.shape[:2] != (height, width):
             pixels = _frame(pixels, (height, width), framing.background, framing)
-        pixels = pixels.round().clip(0, 255).astype(np.uint8)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
@@ -109,7 +121,7 @@ def measure_picture(source: Path | io.BytesIO, name: str) -> tuple[int, int, boo
     Raises `InputError` as `decode_picture` does, but does not notice all damage.
     """
     with quiet_pillow(), _opened(source, name, MAX_PIXELS, FORMATS) as picture:
-        turned = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        turned = picture.format != "TIFF" and picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         width, height = reversed(picture.size) if turned else picture.size
         return height, width, picture.mode in GREY_MODES
 
@@ -135,7 +147,8 @@ def _opened(
 ) -> Iterator[ImageFile.ImageFile]:
     """A picture to decode; whatever is wrong with it raises `InputError`."""
     try:
-        with Image.open(source, formats=formats) as picture:
+        # As a file without a name: some pictures Pillow would map into memory, and then turn what is there wrongly.
+        with _file(source) as file, Image.open(file, formats=formats) as picture:
             limit = min(max_pixels, MAX_PIXELS // 2) if picture.format in COSTLY_FORMATS else max_pixels
             if picture.width * picture.height > limit:
                 raise InputError(f"{name} has {picture.width}×{picture.height} pixels; the limit is {limit:,}")
@@ -152,6 +165,10 @@ def _opened(
         raise
     except Exception as error:  # on damaged files Pillow's decoders raise whatever they stumble over
         raise InputError(f"{name} is damaged or cannot be read: {gist(error)}") from None
+
+
+def _file(source: Path | io.BytesIO) -> contextlib.AbstractContextManager[IO[bytes]]:
+    return contextlib.nullcontext(source) if isinstance(source, io.BytesIO) else open(source, "rb")
 
 
 def _as_seen(picture: Image.Image) -> Image.Image:
@@ -240,27 +257,32 @@ def _match_background(pixels: np.ndarray, wanted: str) -> np.ndarray:
     return pixels if found == wanted else 255 - pixels
 
 
-def _fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale to fit into `size` (height, width), in the middle of a black image."""
+def _fit(picture: Image.Image, size: tuple[int, int], paper: int = 0) -> Image.Image:
+    """Scale to fit into `size` (height, width), in the middle of an image of `paper`, black by default."""
     height, width = size
     if picture.size == (width, height):
         return picture
     scale = min(height / picture.height, width / picture.width)
     small = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    image = Image.new(picture.mode, (width, height))
+    image = Image.new(picture.mode, (width, height), (paper,) * len(picture.getbands()))
     content = picture.resize(small, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
     image.paste(content, ((width - small[0]) // 2, (height - small[1]) // 2))
     return image
 
 
 def _frame(pixels: np.ndarray, size: tuple[int, int], background: str, framing: Framing) -> np.ndarray:
-    """Scale to the usual extent, on the set's background, with the centre of mass at its usual place."""
+    """On the set's background, scaled to the usual extent if it fits, with the centre of mass at its usual place."""
     paper = 255 if background == "white" else 0
-    ink = np.abs(pixels - paper)
+    if framing.extent is None:
+        picture = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+        return np.array(_fit(picture, size, paper)).reshape(*size, -1)
+    ink = np.abs(pixels.astype(np.float32) - paper)
     top, bottom, left, right = _bounding_box(ink.mean(axis=2) / 255)
     ink = ink[top:bottom, left:right]
-    ink = _resize(ink, framing.extent * min(size) / max(ink.shape[:2]))
-    return np.abs(paper - _place(ink, size, np.array(framing.centre) * size - _centre_of_mass(ink.mean(axis=2))))
+    room = min(side / own for side, own in zip(size, ink.shape, strict=False))
+    ink = _resize(ink, min(framing.extent * max(size) / max(ink.shape[:2]), room))
+    placed = _place(ink, size, np.array(framing.centre) * size - _centre_of_mass(ink.mean(axis=2)))
+    return np.abs(paper - placed).round().clip(0, 255).astype(np.uint8)
 
 
 def _bounding_box(ink: np.ndarray) -> tuple[int, int, int, int]:

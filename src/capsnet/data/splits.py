@@ -34,8 +34,8 @@ def split_named(name: str) -> str | None:
 def shuffled(keys: Iterable[str]) -> Int64[np.ndarray, " count"]:
     """All positions, in an order that looks random and depends on nothing but each picture's own key.
 
-    So a picture that is added or removed leaves the others as they were, and the first few pictures of a set are of
-    any class.
+    So pictures that are added or removed leave the order of the others as it was, and the first few pictures of a set
+    are of any class.
     """
     ranks = bytearray()
     for key in keys:  # of which there may be millions
@@ -47,6 +47,8 @@ def draw_test(
     keys: Sequence[str], labels: Int64[np.ndarray, " count"], class_names: Sequence[str], place: str
 ) -> dict[str, Int64[np.ndarray, " some"]]:
     """Positions to train on and to test on: of each class `TEST_SHARE`, at least one picture, is to test on.
+
+    The first ones in the order of `shuffled`: as a class grows or shrinks, those at the border change sides.
 
     Raises `InputError` if a class has one picture only.
     """

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def _files(path: Path, columns: Sequence[str], rows: Rows) -> dict[str, PictureF
         if split is None:
             known = ", ".join(name for names in NAMES.values() for name in names)
             raise InputError(f"{path}, {where}: the split is {given[0]!r}; there are: {known}")
+        name = os.path.normpath(name)
         file = PictureFile(name, class_name, split, _state(path, where, name))
         if files.setdefault(name, file)[:3] != file[:3]:
             raise InputError(f"{path}, {where}: {name} stands there with another label or split before")
@@ -73,7 +75,10 @@ def _find(columns: Sequence[str], names: tuple[str, ...]) -> int | None:
 
 def _state(path: Path, where: str, name: str) -> os.stat_result:
     try:
-        return os.stat(path.parent / name)
+        state = os.stat(path.parent / name)
+        if stat.S_ISREG(state.st_mode):
+            return state
+        raise OSError
     except (OSError, ValueError):
         raise InputError(f"{path}, {where}: there is no picture {path.parent / name}") from None
 

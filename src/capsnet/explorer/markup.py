@@ -2,6 +2,7 @@
 
 import base64
 import itertools
+import re
 from html import escape
 
 import matplotlib
@@ -128,3 +129,8 @@ def _drawing(image: Tensor, cells: str) -> str:
 def _colours(values: Float[Tensor, " count"]) -> list[str]:
     """From few votes, 0, to many, 1."""
     return [to_hex(colour) for colour in matplotlib.colormaps[VOTES](values.numpy())]
+
+
+def in_template(text: str) -> str:
+    """Text as HTML that is safe within one of Gradio's templates, which end as JavaScript between backticks."""
+    return re.sub(r"[^\w .,:;()-]", lambda found: f"&#{ord(found[0])};", text)

@@ -224,7 +224,10 @@ def _connect(blocks: gr.Blocks, source: Source, answer: Answer, inputs: list, ou
 
 def _strip_value(subject: Subject, turn: int) -> dict[str, Any]:
     chosen = to_pick_from(subject, turn)
-    items = [{"number": number, "name": name, "source": to_url(pick(subject, number))} for number, name in chosen]
+    items = [
+        {"number": number, "name": markup.in_template(name), "source": to_url(pick(subject, number))}
+        for number, name in chosen
+    ]
     return {"turn": turn, "items": items}
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import socket
 import webbrowser
 from pathlib import Path
@@ -20,14 +21,15 @@ from capsnet.explorer.api import make_api
 from capsnet.explorer.pages import build
 from capsnet.explorer.pictures import MAX_BYTES
 
+HERE = ("localhost", "127.0.0.1", "::1", "[::1]")
 MAX_BODY = MAX_BYTES * 3 // 2
 """Of a request: a picture in base64, and what is around it."""
 UNUSED = ("/gradio_api/upload", "/gradio_api/proxy", "/gradio_api/vibe", "/gradio_api/stream", "/gradio_api/process")
 """What Gradio offers and these pages do not need: no file is taken in, none is fetched from elsewhere."""
 
 
-def make_app(explorer: Explorer) -> Any:
-    """The pages and their API as an ASGI application."""
+def make_app(explorer: Explorer, only_here: bool = False) -> Any:
+    """The pages and their API as an ASGI application; `only_here` refuses requests under names of other computers."""
     blocks = build(explorer)
     blocks.max_threads = 1  # one answer at a time, in order: each has the processor for itself
     app = gr.mount_gradio_app(
@@ -44,17 +46,24 @@ def make_app(explorer: Explorer) -> Any:
         enable_monitoring=False,
         show_error=False,
     )
-    return Bounded(app)
+    return Bounded(app, only_here)
 
 
 class Bounded:
-    """Refuses requests that are too large, before they are read, and those that no page needs."""
+    """Refuses requests that are too large, before they are read, and those that no page needs.
 
-    def __init__(self, app: Any) -> None:
+    A server that only this computer shall reach answers only to names of this computer: else any page in its user's
+    browser could have a name of its own lead here, and read.
+    """
+
+    def __init__(self, app: Any, only_here: bool = False) -> None:
         self.app = app
+        self.only_here = only_here
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
+        if self.only_here and scope["type"] in ("http", "websocket") and _host(scope) not in HERE:
+            await _refuse(send, 403)
+        elif scope["type"] != "http":
             await self.app(scope, receive, send)
         elif scope["path"].startswith(UNUSED):
             await _refuse(send, 404)
@@ -62,6 +71,12 @@ class Bounded:
             await _refuse(send, 413)
         else:
             await self.app(scope, _counted(receive), send)
+
+
+def _host(scope: Any) -> str:
+    """Under which name the server was called, without the port."""
+    named = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+    return named.rpartition(":")[0] if re.search(r":\d+$", named) else named
 
 
 def _announced(scope: Any) -> int:
@@ -97,7 +112,7 @@ def serve(explorer: Explorer, host: str, port: int, open_browser: bool) -> None:
         told, _, _ = (error.strerror or str(error)).partition(" (while")
         hint = "; choose another with --port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else ""
         raise InputError(f"cannot listen on {host}, port {port}: {told}{hint}") from None
-    app = make_app(explorer)
+    app = make_app(explorer, only_here=host in HERE)
     with listening, contextlib.suppress(KeyboardInterrupt):
         url = f"http://{host}:{listening.getsockname()[1]}"
         print(f"{url}   (Ctrl-C ends it)", flush=True)

@@ -45,6 +45,7 @@ def style(dark: bool) -> Iterator[Colours]:
         **{"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.labelsize": 9},
         **{"grid.color": colours.faint, "grid.linewidth": 0.4, "legend.frameon": False, "legend.fontsize": 8},
         **{"xtick.labelsize": 8, "ytick.labelsize": 8, "figure.dpi": DPI, "image.interpolation": "nearest"},
+        "text.parse_math": False,  # names of classes are no formulas
     }
     with rc_context(settings):
         yield colours
