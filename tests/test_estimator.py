@@ -161,3 +161,10 @@ def test_bytes_are_numbers_where_training_saw_others():
     pixels = (digits.images.numpy() // 16).astype(float)  # 0 to 15
     model = capsnet.CapsNetClassifier(epochs=1, decoder=False, width=0.1).fit(pixels, digits.labels.numpy())
     assert np.array_equal(model.predict_proba(pixels), model.predict_proba(pixels.astype(np.uint8)))
+
+
+def test_rows_of_numbers_are_no_colour_images():
+    images = np.random.default_rng(0).integers(0, 256, (12, 20, 20, 3), dtype=np.uint8)
+    model = capsnet.CapsNetClassifier(epochs=1, decoder=False, width=0.1).fit(images, np.arange(12) % 2)
+    with pytest.raises(capsnet.InputError, match=r"trained on images of \(3, 20, 20\), not on rows of numbers"):
+        model.predict(images.reshape(12, -1))

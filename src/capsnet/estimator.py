@@ -134,6 +134,8 @@ class CapsNetClassifier(ClassifierMixin, BaseEstimator):
 
     def _checked(self, X: Any) -> np.ndarray:  # noqa: N803
         if _ndim(X) <= 2:
+            if self.image_shape_[0] > 1:  # as they lie, colours might be first or last
+                raise InputError(f"this was trained on images of {self.image_shape_}, not on rows of numbers")
             checked: Any = validate_data(self, X, reset=False)
             return checked
         pixels = check_array(X, allow_nd=True)
