@@ -121,7 +121,7 @@ def test_a_record_that_cannot_be_written_leaves_the_run(run, capsys, monkeypatch
     assert status == 2
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("capsnet: cannot write results/runs/tiny")
-    monkeypatch.setattr("capsnet.experiments.reproduce.fit", None)  # nothing is trained again
+    monkeypatch.setattr("capsnet.experiments.making.fit", None)  # nothing is trained again
     assert command(capsys, "reproduce", "tiny", "--seeds", "1", "--device", "cpu")[0] == 0
 
 

@@ -122,7 +122,10 @@ def test_a_file_is_plain_onnx_and_says_nothing_of_the_machine_it_was_made_on(kin
 def test_what_a_program_must_know_stands_in_the_metadata():
     found = export.open_session(exported("detector")).get_modelmeta().custom_metadata_map
     assert json.loads(found["class_names"]) == ["klässe 0", "klässe 1"]
-    assert json.loads(found["framing"]) == {"background": "black", "extent": 0.7, "centre": [0.5, 0.4]}
+    assert json.loads(found["framing"]) == {
+        **{"background": "black", "extent": 0.7, "centre": [0.5, 0.4]},
+        "whole": None,
+    }
     assert json.loads(found["pose"]) == ["down", "right", "orientation", "size", "shear"]
     assert found["model"] == "detector"
     assert found["version"]

@@ -179,3 +179,16 @@ def test_of_two_processes_that_begin_in_one_folder_one_does(tmp_path):
     with runs.locked(folder), pytest.raises(capsnet.InputError, match="another process is training"):
         capsnet.fit(capsnet.CapsNet((1, 28, 28), 2, conv_channels=4, primary_types=2), train, out=folder)
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*(("image_shape", shape) for shape in ([1, 28], [1, 2, 28], [1, 10**9, 28], ["1", 28, 28], 7)), ("classes", 10)],
+)
+def test_what_is_damaged_beside_the_model_is_told(run, name, value):
+    config = json.loads((run / runs.CONFIG).read_text())
+    (run / runs.CONFIG).write_text(json.dumps({**config, name: value}))
+    with pytest.raises(capsnet.InputError, match=r"config\.json is damaged"):
+        runs.open_run(run)
+    with pytest.raises(capsnet.InputError, match=r"config\.json is damaged"):
+        runs.open_split(run, "mnist")

@@ -45,6 +45,8 @@ METRICS = "metrics.csv"
 REPORT = "report.json"
 CHECKPOINT = "last.ckpt"
 CARD = "README.md"
+LARGEST = 10_000
+"""Pixels along a side of an image, or its channels: no more was ever trained on."""
 TYPED = ("typed", "command")
 """Where a run's config says what was typed, with places on somebody's computer."""
 
@@ -125,9 +127,9 @@ def open_run(path: str | Path) -> Run:
         framing = Framing(**{**recorded, "centre": tuple(recorded.get("centre", (0.5, 0.5))), "whole": None})
     except (TypeError, AttributeError, InputError):
         raise InputError(f"{folder / CONFIG} is damaged: its section 'framing' is not ours") from None
-    seen, whole = model.config["in_shape"], config.get("image_shape")
-    if isinstance(whole, list) and len(whole) == 3 and tuple(whole[1:]) != tuple(seen[1:]):
-        framing = replace(framing, whole=(whole[1], whole[2]))
+    _, height, width = _image_shape(folder, config, model)
+    if (height, width) != tuple(model.config["in_shape"][1:]):
+        framing = replace(framing, whole=(height, width))
     if isinstance(model, Detector):  # whose answer is where a thing is, and how large
         framing = replace(framing, extent=None)
     command = config.get("command", {})
@@ -143,21 +145,35 @@ def open_split(path: str | Path, name: str, split: str = "test") -> ImageSet | P
     `open_dataset` does, and for classes that the model does not know.
     """
     config = read_config(Path(path))
-    shape = config.get("image_shape") or load(path).config["in_shape"]
-    if not isinstance(shape, list | tuple) or len(shape) != 3:
-        raise InputError(f"{Path(path) / CONFIG} is damaged: the shape of its images is {shape!r}")
-    channels, height, width = shape
+    channels, height, width = _image_shape(Path(path), config, load(path))
     like = {"size": (height, width), "channels": channels if channels in (1, 3) else None} if has_any_size(name) else {}
     images = open_dataset(name, split, **like)
     if isinstance(images, PairSet):
         return images
-    classes = tuple(map(str, config.get("classes") or images.class_names))
+    named = config.get("classes") or images.class_names
+    if not isinstance(named, list | tuple):
+        raise InputError(f"{Path(path) / CONFIG} is damaged: its classes are {named!r}")
+    classes = tuple(map(str, named))
     images = images if images.class_names == classes else images.with_classes(classes)
     recipe = config.get("recipe")
     crop = recipe.get("crop", 0) if isinstance(recipe, dict) else 0
     if type(crop) is not int:
         raise InputError(f"{Path(path) / CONFIG} is damaged: its crop is {crop!r}")
     return images.centre(crop) if crop else images
+
+
+def _image_shape(folder: Path, config: dict[str, Any], model: Model) -> tuple[int, int, int]:
+    """Of the images that training saw, before it cut squares out of them."""
+    seen = tuple(model.config["in_shape"])
+    shape = config.get("image_shape") or seen
+    if (
+        not isinstance(shape, list | tuple)
+        or len(shape) != 3
+        or not all(type(whole) is int and cut <= whole <= LARGEST for whole, cut in zip(shape, seen, strict=True))
+    ):
+        raise InputError(f"{folder / CONFIG} is damaged: the shape of its images is {shape!r}")
+    channels, height, width = shape
+    return channels, height, width
 
 
 def locate(path: str | Path) -> Path:

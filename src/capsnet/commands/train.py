@@ -47,7 +47,7 @@ class Train:
     stem: Annotated[int | None, optional("INT")] = None
     """How often CapsNet halves images before it looks for capsules; by default so often that about 28×28 are left."""
     based_on: Annotated[Literal["everyday", "paper", "best"], tyro.conf.arg(name="recipe")] = "everyday"
-    """Where the flags below say nothing: a quick recipe's settings, the paper's, or the best that were found."""
+    """Where the flags below say nothing: a quick recipe's settings, the paper's, or the best that we have."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
     limit: Annotated[int | None, optional("INT")] = None
     """Train on the first so many images only, for a quick look."""
