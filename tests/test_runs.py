@@ -156,11 +156,11 @@ def test_damaged_logs_are_refused(run, content):
         assert runs.read_metrics(run) == []
 
 
-def test_a_model_saved_over_a_run_leaves_nothing_of_that(run):
+def test_a_model_saved_over_a_run_is_not_what_the_runs_report_tells_of(run):
     for name in (runs.METRICS, runs.REPORT, runs.CHECKPOINT):
         (run / name).write_text("of another model")
     capsnet.save(small(), run)
-    assert {path.name for path in run.iterdir()} == {runs.CONFIG, runs.WEIGHTS}
+    assert {path.name for path in run.iterdir()} == {runs.CONFIG, runs.WEIGHTS, runs.METRICS, runs.CHECKPOINT}
 
 
 def test_names_that_are_numbers_or_no_text_are_recorded(tmp_path):

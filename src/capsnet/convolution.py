@@ -231,12 +231,14 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, input: Image) -> Result:  # noqa: A002 - the name in nn.Conv2d
         x, stride, padding = input, self.stride[0], int(self.padding[0])
-        if self.training or torch.is_grad_enabled():
+        changing = self.training or torch.is_grad_enabled()
+        if changing:
             self._kept.drop()  # the weight is about to change, perhaps by an optimizer that leaves no trace
-            return conv2d(x, self.weight, self.bias, stride, padding, self.relu)
-        if not _plain(x, self.weight, self.bias, stride, padding):
-            return conv2d(x, self.weight, self.bias, stride, padding, self.relu)
-        if not spectral_wins(x.shape, self.weight.shape, stride, padding):
+        if (
+            changing
+            or not _plain(x, self.weight, self.bias, stride, padding)
+            or not spectral_wins(x.shape, self.weight.shape, stride, padding)
+        ):
             return conv2d(x, self.weight, self.bias, stride, padding, self.relu)
         tile, _ = best_tile(x.shape, self.weight.shape, stride, padding)
         kept = self._kept.get(self.weight, steps_of(x.shape, self.weight.shape, stride, padding, tile))

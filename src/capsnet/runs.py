@@ -65,8 +65,7 @@ def save(model: Model, path: str | Path, **sections: Any) -> None:
     make_folder(folder)
     config = _as_bytes(_described(model, sections))
     _write_together({folder / CONFIG: config, folder / WEIGHTS: _weights(model)})
-    for name in (METRICS, REPORT, CHECKPOINT):  # of what was there before
-        (folder / name).unlink(missing_ok=True)
+    (folder / REPORT).unlink(missing_ok=True)  # it told of the weights that were there before
 
 
 def load(path: str | Path, *, stem: nn.Module | None = None) -> Model:
