@@ -345,6 +345,7 @@ def test_a_record_of_another_definition_is_told_and_not_overwritten(tiny, capsys
         lambda record: json.dumps({**record, "final": {"error": -1}}),
         lambda record: json.dumps({**record, "final": {"error": True}}),
         lambda record: json.dumps({**record, "final": {"error": 1.0, "clean_error": "low"}}),
+        lambda record: json.dumps({**record, "final": {"error": 1.0, "interval": [0.5]}}),
         lambda record: json.dumps({**record, "recipe": {**record["recipe"], "stop_at_error": 1.0}}),
         lambda record: json.dumps({**record, "recipe": {**record["recipe"], "stop_at_error": 1.0}, "curve": [{}]}),
         lambda record: json.dumps({**record, "epochs": "2"}),

@@ -45,6 +45,9 @@ def read_record(path: Path) -> dict[str, Any]:
         percentages = {name: value for name, value in record["final"].items() if name in PERCENTAGES}
         wrong = [f"final.{name}" for name, value in percentages.items() if not _is_percentage(value)]
         wrong += [] if "error" in percentages else ["final.error"]
+        interval = record["final"].get("interval", [0, 0])
+        whole = isinstance(interval, list) and len(interval) == 2 and all(map(_is_percentage, interval))
+        wrong += [] if whole else ["final.interval"]
         wrong += [] if _says_where_it_stopped(record) else ["curve"]
     if wrong:
         raise InputError(f"{path} is damaged (see {', '.join(wrong)}); remove it, and the run is made again")
