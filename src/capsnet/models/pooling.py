@@ -9,6 +9,7 @@ from capsnet.convolution import Conv2d
 from capsnet.errors import InputError
 from capsnet.models.base import Images, Labels, Loss, Targets, checked_shape, scaled, sigmoid_loss
 from capsnet.models.baseline import start_weights
+from capsnet.pooling import MaxPool2d
 
 
 class PoolingCNN(nn.Module):
@@ -39,13 +40,13 @@ class PoolingCNN(nn.Module):
             "width": width,
         }
         first, second, dense = (scaled(size, width) for size in (512, 256, 1024))
-        self.features = nn.Sequential(
+        self.features = nn.Sequential(  # the greatest, then ReLU: the same as ReLU first, with a quarter of the work
             Conv2d(channels, first, 9, padding=4 if padding else 0),
+            MaxPool2d(),
             nn.ReLU(),
-            nn.MaxPool2d(2),
             Conv2d(first, second, 5, padding=2 if padding else 0),
+            MaxPool2d(),
             nn.ReLU(),
-            nn.MaxPool2d(2),
         )
         self.classifier = nn.Sequential(
             nn.Flatten(), nn.Linear(second * rows * columns, dense), nn.ReLU(), nn.Linear(dense, num_classes)

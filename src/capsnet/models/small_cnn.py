@@ -9,6 +9,7 @@ from capsnet.convolution import Conv2d
 from capsnet.errors import InputError
 from capsnet.models.base import Images, Labels, Loss, Targets, check_sizes, checked_shape, sigmoid_loss
 from capsnet.models.baseline import start_weights
+from capsnet.pooling import MaxPool2d
 
 
 class SmallCNN(nn.Module):
@@ -42,7 +43,7 @@ class SmallCNN(nn.Module):
         }
         stages: list[nn.Module] = []
         for before, after in zip((first, *channels), channels, strict=False):
-            stages += [Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+            stages += [Conv2d(before, after, 3, padding=1), MaxPool2d(), nn.ReLU()]  # as ReLU first, with less work
         self.features = nn.Sequential(*stages, nn.Flatten(), nn.Linear(channels[-1] * rows * columns, dense), nn.ReLU())
         self.head = nn.Linear(dense, num_classes)
         start_weights(self)
