@@ -15,7 +15,8 @@ from torch.autograd import forward_ad
 from capsnet import kernels
 from capsnet.convolution import Conv2d, conv2d, direct_conv2d, direct_wins, spectral_wins
 from capsnet.optimizer import AdamW
-from capsnet.spectral import spectral_conv2d
+from capsnet.spectral import spectral_conv2d, steps
+from capsnet.spectral.steps import steps_for
 
 pytestmark = [
     pytest.mark.skipif(not kernels.available(), reason="no compiled kernels here"),
@@ -72,6 +73,18 @@ def problems(draw):
 def test_equals_conv2d(problem, tile):
     x, weight, stride, padding = problem
     check(lambda x, w, b, s, p: spectral_conv2d(x, w, b, s, p, tile), inputs(x, weight), stride, padding)
+
+
+@given(problems(), st.integers(3, 6), st.sampled_from([1, 2**12, 2**16]))
+@settings(max_examples=40, deadline=None)
+def test_equals_conv2d_where_little_fits_the_cache(problem, tile, cache):
+    """Tiles and channels then come one after the other, or a few at a time."""
+    x, weight, stride, padding = problem
+    steps_for.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "_CACHE", cache)
+        check(lambda x, w, b, s, p: spectral_conv2d(x, w, b, s, p, tile), inputs(x, weight), stride, padding)
+    steps_for.cache_clear()
 
 
 @given(problems())
@@ -175,6 +188,8 @@ def test_backward_twice_over_one_graph():
 def test_automatic_choice():
     assert spectral_wins(*PRIMARY)
     assert spectral_wins(*BASELINE)
+    assert spectral_wins(torch.Size((8, 256, 20, 20)), *PRIMARY[1:])
+    assert not spectral_wins(torch.Size((4, 32, 128, 128)), torch.Size((64, 32, 5, 5)), 1, 2)
     assert not spectral_wins(torch.Size((32, 256, 20, 20)), torch.Size((256, 256, 1, 1)), 1, 0)
     assert not spectral_wins(torch.Size((1, 8, 20, 20)), torch.Size((8, 8, 9, 9)), 2, 0)
     assert not spectral_wins(torch.Size((128, 1, 28, 28)), torch.Size((256, 1, 9, 9)), 1, 0)

@@ -58,13 +58,13 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
 
 
 def spectral_wins(x: torch.Size, weight: torch.Size, stride: int, padding: int) -> bool:
-    """Whether the spectral way is quicker than ``F.conv2d``."""
+    """Whether the spectral way is quicker than ``F.conv2d``; `scripts/time_convolutions.py` tries it out."""
     images, (out, channels, *kernel) = x[0], weight
     height, width = ((size + 2 * padding - k) // stride + 1 for size, k in zip(x[2:], kernel, strict=True))
     if min(height, width) < 1 or min(kernel) == 1:
         return False
     direct = images * height * width * out * channels * kernel[0] * kernel[1]
-    return direct > 5e8 and 1.5 * best_tile(x, weight, stride, padding)[1] < direct
+    return direct > 5e8 and best_tile(x, weight, stride, padding)[1] < 0.75 * min(stride, 2) * direct
 
 
 # ---------------------------------------------------------------------------------------------- few input channels

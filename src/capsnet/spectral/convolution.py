@@ -35,7 +35,7 @@ def tap_planes(weight: Float[Tensor, "o c kh kw"], steps: Steps) -> Float[Tensor
     return planes
 
 
-def _pixel_planes(x: Float[Tensor, "b c h w"], steps: Steps) -> Float[Tensor, "plane phase tile x pixel"]:
+def _pixel_planes(x: Float[Tensor, "b c h w"], steps: Steps) -> Float[Tensor, "plane phase tile pixels"]:
     planes = large_empty(*steps.pixel_shape)
     steps.to_planes(pixels=_padded(x, steps), planes=planes)
     return planes
@@ -91,10 +91,13 @@ class _SpectralConvolution(torch.autograd.Function):
                 ctx.fresh.pop()  # the planes are about to be overwritten
             except IndexError:
                 planes = _pixel_planes(x, steps)
-            taps = tap_planes(weight, steps) if want_x else large_empty(*steps.tap_shape)
             program = (steps.backward if want_x else steps.backward_taps) if want_weight else steps.backward_pixels
-            program(planes=planes, tap_planes=taps, grad=_whole(grad, steps), **steps.room(x, back=True))
-            grad_weight = _taps_back(taps, weight, steps) if want_weight else None
+            buffers = {"planes": planes, "grad": _whole(grad, steps), **steps.room(x, back=True)}
+            taps = grad_taps = tap_planes(weight, steps) if want_x else large_empty(*steps.tap_shape)
+            if want_x and want_weight and len(steps.blocks) > 1:  # the next tiles will need the planes of the taps
+                grad_taps = large_empty(*steps.tap_shape)
+            program(tap_planes=taps, grad_tap_planes=grad_taps, **buffers)
+            grad_weight = _taps_back(grad_taps, weight, steps) if want_weight else None
             grad_x = _pixels_back(planes, steps) if want_x else None
         return grad_x, grad_weight, grad.sum((0, 2, 3)) if want_bias else None, None, None
 

@@ -129,6 +129,11 @@ class Group(NamedTuple):
     crossings: list[Crossing]
     outputs: Float[Tensor, "values outputs"]
 
+    @property
+    def inputs(self) -> int:
+        """Values of pixels in all its products, for each channel."""
+        return sum(len(x.pixels) * x.phases[0] * x.phases[1] for x in self.crossings)
+
 
 def groups(rows: Axis, columns: Axis) -> list[Group]:
     """All products, by the frequency of the rows."""
