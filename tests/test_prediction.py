@@ -118,7 +118,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(run, tmp_path, monkeyp
         peaks[name].append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     # The first time warms up; once of twice no other thread's memory is counted with it.
-    assert min(peaks["many"]) < 1.3 * peaks["few"][1] + 50_000  # a list of the paths alone would have 500,000 more
+    assert min(peaks["many"]) < 1.3 * peaks["few"][1] + 200_000  # a list of the paths alone would have 500,000 more
 
 
 def test_a_folder_is_answered_a_line_a_picture(run_folder, folder, capsys):

@@ -1,5 +1,6 @@
 """``conv2d``: what ``F.conv2d`` computes, by whichever exact way is measured to be the quickest for its sizes."""
 
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 
 import torch
@@ -12,7 +13,6 @@ from capsnet import kernels
 from capsnet.allocator import large_empty
 from capsnet.kernels.products import Place, Products, Program, offsets, runs
 from capsnet.spectral import best_tile, spectral_conv2d, steps_of, tap_planes
-from capsnet.spectral.steps import Steps
 
 Image = Float[Tensor, "batch channels height width"]
 Kernel = Float[Tensor, "out channels kh kw"]
@@ -28,16 +28,26 @@ def conv2d(
     A quicker way leaves the result pixel first and batch last in memory: (y, x, out, batch). Where a number is infinite
     or none, the spectral way makes all results of its tile NaN.
     """
-    if _plain(x, weight, bias, stride, padding):
+    plain = _plain(x, weight, bias, stride, padding)
+    if plain:
         if spectral_wins(x.shape, weight.shape, stride, padding):
             y = spectral_conv2d(x, weight, bias, stride, padding)
             return y.relu_() if relu else y
         if direct_wins(x, weight):
             return direct_conv2d(x, weight, bias, stride, padding, relu)
-    if x.device.type == "cuda":  # tensor cores want channels last; cuDNN would convert another layout, and back again
-        x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
+    if plain or x.device.type == "cuda":  # elsewise it would be converted there
+        x, weight = _ordered(x, weight), _ordered(weight, weight)
     y = F.conv2d(x, weight, bias, stride, padding)
     return y.relu() if relu else y
+
+
+def _ordered(x: Tensor, weight: Tensor) -> Tensor:
+    """Laid out as ``F.conv2d`` with this weight is quickest: vectors and tensor cores want channels last.
+
+    But on a CPU oneDNN then adds up the terms one after the other, and where there are thousands a digit is lost.
+    """
+    channels_last = x.device.type == "cuda" or weight[0].numel() <= 1024
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> bool:
@@ -178,7 +188,7 @@ def direct_conv2d(
 
 
 class Kept:
-    """The planes of a weight, for as long as neither the weight nor the sizes change. Copies and pickles as empty.
+    """What was made of a weight, for as long as neither it nor what is wanted changes. Copies and pickles as empty.
 
     A change is seen by the version of the tensor and where it lies. What leaves neither trace, such as writing to its
     ``.data`` in evaluation, wants a `drop`.
@@ -190,15 +200,16 @@ class Kept:
     def __reduce__(self):
         return Kept, ()
 
-    def get(self, weight: Tensor, steps: Steps) -> Tensor | None:
+    def get(self, weight: Tensor, wanted: Hashable, make: Callable[[], Tensor]) -> Tensor | None:
+        """What `make` gives, now or before; None where changes of the weight could not be seen."""
         if weight.is_inference() or weight.is_shared():  # has no version, or others may write to it
             return None
-        key = weight.data_ptr(), weight._version, weight.stride(), steps.tap_shape, steps.rows.tile
+        key = weight.data_ptr(), weight._version, weight.stride(), wanted
         kept = self.kept  # one look: another thread may put something else there
         if kept is None or kept[0] != key:
             kept = self.kept = None  # first give the old ones back
             # Held on to, the memory of the weight cannot become another's with the same address.
-            kept = self.kept = key, tap_planes(weight, steps), weight.detach()
+            kept = self.kept = key, make(), weight.detach()
         return kept[1]
 
     def drop(self) -> None:
@@ -206,7 +217,7 @@ class Kept:
 
 
 class Conv2d(nn.Conv2d):
-    """``nn.Conv2d`` and perhaps a ReLU, by the quickest way; in evaluation it keeps the transformed weight.
+    """``nn.Conv2d`` and perhaps a ReLU, by the quickest way; in evaluation it keeps the weight as that way wants it.
 
     The weight's values, names and shapes are those of ``nn.Conv2d``; only its strides are pixel first.
     """
@@ -234,13 +245,15 @@ class Conv2d(nn.Conv2d):
         changing = self.training or torch.is_grad_enabled()
         if changing:
             self._kept.drop()  # the weight is about to change, perhaps by an optimizer that leaves no trace
-        if (
-            changing
-            or not _plain(x, self.weight, self.bias, stride, padding)
-            or not spectral_wins(x.shape, self.weight.shape, stride, padding)
-        ):
+        if changing or not _plain(x, self.weight, self.bias, stride, padding) or direct_wins(x, self.weight):
             return conv2d(x, self.weight, self.bias, stride, padding, self.relu)
-        tile, _ = best_tile(x.shape, self.weight.shape, stride, padding)
-        kept = self._kept.get(self.weight, steps_of(x.shape, self.weight.shape, stride, padding, tile))
-        y = spectral_conv2d(x, self.weight, self.bias, stride, padding, tile, kept)
+        if spectral_wins(x.shape, self.weight.shape, stride, padding):
+            tile, _ = best_tile(x.shape, self.weight.shape, stride, padding)
+            steps = steps_of(x.shape, self.weight.shape, stride, padding, tile)
+            kept = self._kept.get(self.weight, (steps.tap_shape, tile), lambda: tap_planes(self.weight, steps))
+            y = spectral_conv2d(x, self.weight, self.bias, stride, padding, tile, kept)
+        else:
+            kept = self._kept.get(self.weight, "ordered", lambda: _ordered(self.weight, self.weight))
+            weight = self.weight if kept is None else kept
+            y = F.conv2d(_ordered(x, self.weight), weight, self.bias, stride, padding)
         return y.relu_() if self.relu else y
