@@ -79,7 +79,8 @@ def _prepare(name: str, batch_size: int, device: torch.device) -> dict[str, Call
         optimizer.step()
 
     def infer() -> None:
-        model.eval()
+        if model.training:  # as one does before a series of batches
+            model.eval()
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
             model(images)
 
