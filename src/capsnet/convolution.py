@@ -35,7 +35,7 @@ def conv2d(
             return y.relu_() if relu else y
         if direct_wins(x, weight):
             return direct_conv2d(x, weight, bias, stride, padding, relu)
-    if plain or x.device.type == "cuda":  # elsewise it would be converted there
+    if plain or x.device.type == "cuda":  # another layout would be converted, and back again
         x, weight = _ordered(x, weight), _ordered(weight, weight)
     y = F.conv2d(x, weight, bias, stride, padding)
     return y.relu() if relu else y

@@ -10,8 +10,9 @@ convolutions of stride one, one for each phase of the pixels; here phases are si
 fewer taps than the others has the value zero at infinity, and is left out there.
 
 What costs time beside the products is memory: the spectrum of a weight is seven times the weight. So only the rows are
-transformed as a whole, which makes pixels no more and a weight twice as much. The columns follow for one frequency of
-the rows and some of the channels at a time, as many as fit the cache; nothing else ever exists of the spectra.
+transformed as a whole, which makes pixels little more and a weight twice as much. The columns follow for some of the
+tiles, one frequency of the rows and some of the channels at a time, as many as fit the cache; nothing else ever exists
+of the spectra.
 
 Everything lies pixel first and batch last, ``(height, width, channels, batch)``, weights ``(height, width, in, out)``.
 """
