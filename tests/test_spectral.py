@@ -270,6 +270,12 @@ def test_layer_is_conv2d(big):
     assert layer.weight.grad.stride() == layer.weight.stride()
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_layout_of_a_weight_does_not_change_the_result(channels):
+    x, layer = torch.rand(2, channels, 17, 17), Conv2d(channels, 4, 9)
+    assert torch.equal(layer(x), conv2d(x, layer.weight.detach().contiguous(), layer.bias))
+
+
 @pytest.mark.parametrize("images", [32, 2])  # two ways, of which each wants something else of the weight
 def test_kept_weight_follows_changes(big, images):
     x = big[0][:images]

@@ -46,8 +46,11 @@ def _ordered(x: Tensor, weight: Tensor) -> Tensor:
 
     But on a CPU oneDNN then adds up the terms one after the other, and where there are thousands a digit is lost.
     """
-    channels_last = x.device.type == "cuda" or weight[0].numel() <= 1024
-    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    if x.device.type != "cuda" and weight[0].numel() > 1024:
+        return x.contiguous()
+    if x.shape[1] == 1:  # any layout would pass for it, and which one PyTorch then takes would hang on the strides
+        return x.clone(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> bool:
