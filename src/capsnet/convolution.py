@@ -21,22 +21,33 @@ Result = Float[Tensor, "batch out rows columns"]
 
 
 def conv2d(
-    x: Image, weight: Kernel, bias: Bias | None = None, stride: int = 1, padding: int = 0, relu: bool = False
+    x: Image,
+    weight: Kernel,
+    bias: Bias | None = None,
+    stride: int = 1,
+    padding: int = 0,
+    relu: bool = False,
+    kept: "Kept | None" = None,
 ) -> Result:
     """``F.conv2d``, and a ReLU in the same pass if there is to be one.
 
     A quicker way leaves the result pixel first and batch last in memory: (y, x, out, batch). Where a number is infinite
-    or none, the spectral way makes all results of its tile NaN.
+    or none, the spectral way makes all results of its tile NaN. What is made of the weight on the way is kept in
+    ``kept``, if given, for the next call.
     """
     plain = _plain(x, weight, bias, stride, padding)
     if plain:
         if spectral_wins(x.shape, weight.shape, stride, padding):
-            y = spectral_conv2d(x, weight, bias, stride, padding)
+            tile, _ = best_tile(x.shape, weight.shape, stride, padding)
+            steps = steps_of(x.shape, weight.shape, stride, padding, tile)
+            planes = kept.get(weight, (steps.tap_shape, tile), lambda: tap_planes(weight, steps)) if kept else None
+            y = spectral_conv2d(x, weight, bias, stride, padding, tile, planes)
             return y.relu_() if relu else y
         if direct_wins(x, weight):
             return direct_conv2d(x, weight, bias, stride, padding, relu)
     if plain or x.device.type == "cuda":  # another layout would be converted, and back again
-        x, weight = _ordered(x, weight), _ordered(weight, weight)
+        ordered = kept.get(weight, "ordered", lambda: _ordered(weight, weight)) if kept and plain else None
+        x, weight = _ordered(x, weight), _ordered(weight, weight) if ordered is None else ordered
     y = F.conv2d(x, weight, bias, stride, padding)
     return y.relu() if relu else y
 
@@ -248,15 +259,5 @@ class Conv2d(nn.Conv2d):
         changing = self.training or torch.is_grad_enabled()
         if changing:
             self._kept.drop()  # the weight is about to change, perhaps by an optimizer that leaves no trace
-        if changing or not _plain(x, self.weight, self.bias, stride, padding) or direct_wins(x, self.weight):
-            return conv2d(x, self.weight, self.bias, stride, padding, self.relu)
-        if spectral_wins(x.shape, self.weight.shape, stride, padding):
-            tile, _ = best_tile(x.shape, self.weight.shape, stride, padding)
-            steps = steps_of(x.shape, self.weight.shape, stride, padding, tile)
-            kept = self._kept.get(self.weight, (steps.tap_shape, tile), lambda: tap_planes(self.weight, steps))
-            y = spectral_conv2d(x, self.weight, self.bias, stride, padding, tile, kept)
-        else:
-            kept = self._kept.get(self.weight, "ordered", lambda: _ordered(self.weight, self.weight))
-            weight = self.weight if kept is None else kept
-            y = F.conv2d(_ordered(x, self.weight), weight, self.bias, stride, padding)
-        return y.relu_() if self.relu else y
+        kept = None if changing else self._kept
+        return conv2d(x, self.weight, self.bias, stride, padding, self.relu, kept)
