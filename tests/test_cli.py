@@ -1,4 +1,4 @@
-"""The commands as a user types them, good and bad input. `user` starts a real process."""
+"""The commands as a user types them, good and bad input. `user` starts a real process; `here` saves its start."""
 
 import json
 import os
@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 import capsnet
-from capsnet import cli, runs
+from capsnet import callbacks, cli, data, runs
+from capsnet.commands import train
 
 # A process of its own, with fewer images and a smaller network so that a run takes seconds, and a checkpoint after
 # every step so that a kill at any moment finds one. Everything else is what a user gets.
@@ -47,7 +48,7 @@ def user(*arguments, cwd, **options):
     )
 
 
-def typed(*arguments, cwd, **options):
+def started(*arguments, cwd, **options):
     process = user(*arguments, cwd=cwd, **options)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
@@ -61,11 +62,22 @@ def wait_for(path: Path, process):
     pytest.fail(f"{path} did not appear")
 
 
+@pytest.fixture
+def here(capsys, tmp_path, monkeypatch):
+    """The same in the process of the test, where nothing is to be killed."""
+    open_whole = data.DATASETS["mnist"]
+    monkeypatch.setitem(data.DATASETS, "mnist", lambda split: open_whole(split).select(slice(400)))
+    monkeypatch.setattr(callbacks, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(train, "sizes", lambda name, width: {"conv_channels": 32, "primary_types": 4})
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: terminal.typed(capsys, *arguments)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run that was trained by the command, and what it said."""
     folder = tmp_path_factory.mktemp("trained")
-    status, out, err = typed(
+    status, out, err = started(
         *("train", "--epochs", 12, "--batch-size", 25, "--learning-rate", 0.003, "--limit", 350, "--held-out", 50),
         *("--max-shift", 0, "--out", "run"),
         cwd=folder,
@@ -126,16 +138,16 @@ def test_predict(run, capsys, tmp_path):
     assert out.split() == [str(paths[0]), first["class"], f"{first['probability']:.3f}"]
 
 
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path, here):
     arguments = ("train", "--limit", 128, "--batch-size", 16, "--epochs", 3, "--ema-decay", 0.9)
-    assert typed(*arguments, "--out", "whole", cwd=tmp_path)[0] == 0
+    assert here(*arguments, "--out", "whole")[0] == 0
     process = user(*arguments, "--out", "cut", cwd=tmp_path)
     wait_for(tmp_path / "cut" / runs.CHECKPOINT, process)
     time.sleep(0.3)
     process.kill()
     process.communicate()
     assert not (tmp_path / "cut" / runs.WEIGHTS).exists(), "killed too late to prove anything"
-    status, out, err = typed("train", "--resume", "--out", "cut", cwd=tmp_path)
+    status, out, err = here("train", "--resume", "--out", "cut")
     assert status == 0, err
     assert (tmp_path / "cut" / runs.WEIGHTS).read_bytes() == (tmp_path / "whole" / runs.WEIGHTS).read_bytes()
     assert "3 epochs" in out
@@ -168,10 +180,10 @@ def test_a_second_interrupt_stops_at_once_and_still_says_how_to_resume(tmp_path)
     assert "Traceback" not in err
 
 
-def test_a_run_stopped_before_its_report_makes_it_when_resumed(tmp_path):
-    assert typed("train", "--limit", 32, "--batch-size", 16, "--epochs", 1, "--out", "run", cwd=tmp_path)[0] == 0
+def test_a_run_stopped_before_its_report_makes_it_when_resumed(tmp_path, here):
+    assert here("train", "--limit", 32, "--batch-size", 16, "--epochs", 1, "--out", "run")[0] == 0
     (tmp_path / "run" / runs.REPORT).rename(tmp_path / "report.json")
-    status, out, err = typed("train", "--resume", "--out", "run", cwd=tmp_path)
+    status, out, err = here("train", "--resume", "--out", "run")
     assert status == 0, err
     again, before = (
         (json.loads(path.read_text())) for path in (tmp_path / "run" / runs.REPORT, tmp_path / "report.json")
@@ -180,14 +192,12 @@ def test_a_run_stopped_before_its_report_makes_it_when_resumed(tmp_path):
     assert "test error" in out
 
 
-def test_a_resumed_run_keeps_its_settings(tmp_path, capsys, monkeypatch):
-    arguments = ("train", "--limit", 32, "--batch-size", 16, "--epochs", 1, "--out", "run")
-    assert typed(*arguments, cwd=tmp_path)[0] == 0
-    monkeypatch.chdir(tmp_path)
-    status, _, err = terminal.typed(capsys, "train", "--resume", "--out", "run", "--batch-size", 8)
+def test_a_resumed_run_keeps_its_settings(here):
+    assert here("train", "--limit", 32, "--batch-size", 16, "--epochs", 1, "--out", "run")[0] == 0
+    status, _, err = here("train", "--resume", "--out", "run", "--batch-size", 8)
     assert status == 2
     assert "a resumed run keeps its settings, and recipe would differ" in err
-    status, out, err = terminal.typed(capsys, "train", "--resume", "--out", "run")
+    status, out, err = here("train", "--resume", "--out", "run")
     assert (status, out) == (2, "")
     assert "the run run is complete; there is nothing to resume" in err
 
@@ -197,7 +207,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(tmp_path):
     def small_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # config fits, a checkpoint does not
 
-    status, out, err = typed(
+    status, out, err = started(
         "train", "--limit", 64, "--batch-size", 64, "--out", "run", cwd=tmp_path, preexec_fn=small_disk
     )
     assert (status, out) == (2, "")
