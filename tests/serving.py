@@ -1,12 +1,18 @@
 """The explorer, served from a thread of the test run."""
 
+import base64
 import contextlib
+import io
+import json
 import socket
 import threading
 import time
+import urllib.request
 
 import uvicorn
+from PIL import Image
 
+import capsnet
 from capsnet.explorer.server import make_app
 
 
@@ -27,3 +33,25 @@ def serving(explorer):
         server.should_exit = True
         thread.join(20)
         listening.close()
+
+
+def digit(number):
+    return capsnet.open_dataset("mnist", "test").images[number]
+
+
+def png(picture):
+    buffer = io.BytesIO()
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture[0].numpy())).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def as_url(content):
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def ask(url, path, body, timeout=30):
+    with urllib.request.urlopen(f"{url}/api/{path}", body, timeout=timeout) as answer:
+        return json.load(answer)
+
+
+PALE = Image.new("L", (300, 300), 99)

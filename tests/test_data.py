@@ -224,3 +224,24 @@ def test_things_may_stay_where_they_are(tmp_path, background):
     Image.fromarray(large if background is None else 255 - large).save(tmp_path / "large.png")
     seen = read_picture(tmp_path / "large.png", (1, 16, 16), Framing(background, extent=None))[0].numpy()
     assert np.abs(seen.astype(int) - small).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("cifar", r"unknown data set 'cifar'; there are: mnist, multimnist, .*idx:FOLDER.*hub:NAME"),
+        ("zip:x", "unknown data set 'zip:x'"),
+        ("mnist:x", "unknown data set 'mnist:x'"),
+        ("idx", "'idx' does not say where: idx:FOLDER"),
+        ("hub:", "'hub:' does not say where: hub:NAME"),
+    ],
+)
+def test_names_that_are_none(name, answer):
+    with pytest.raises(capsnet.InputError, match=answer):
+        capsnet.open_dataset(name)
+
+
+def test_pairs_are_not_images_with_one_label():
+    with pytest.raises(capsnet.InputError, match="two digits on each image"):
+        capsnet.data.open_images("multimnist")
+    assert torch.is_tensor(capsnet.data.open_images("mnist", "test").labels)

@@ -1,64 +1,31 @@
 """The paper's tables: rows, runs, records and the arithmetic between them; on tiny networks and sets."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from readme_table import with_table
+from tiny_rows import TINY, TWO_SETS, add_rows, command, made, record_of
 
 import capsnet
 from capsnet import cli, data, runs
 from capsnet.batches import Batches
 from capsnet.commands import reproduce as reproduce_command
-from capsnet.data import PairSet, multimnist
+from capsnet.data import multimnist
 from capsnet.experiments import making, records, reproduce, rows
-from capsnet.experiments.records import read_records
 from capsnet.experiments.reproduce import TableSettings
-from capsnet.experiments.rows import ROWS, Row
-from capsnet.experiments.table import format_table, make_table
+from capsnet.experiments.rows import ROWS
+from capsnet.experiments.table import make_table
 from capsnet.models import build_model
 
 ROOT = Path(__file__).parents[1]
-SIZES = {"in_shape": (1, 28, 28), "num_classes": 10, "conv_channels": 8, "primary_types": 2, "decoder_hidden": (16, 32)}
-QUICK = capsnet.Recipe(epochs=2, batch_size=32)
-TINY = Row("tiny", "some-digits", "a tiny CapsNet", "capsnet", SIZES, QUICK, paper=1.5, paper_std=0.25)
-PAIRS = Row(
-    *("tiny-pairs", "some-pairs", "a tiny CapsNet", "capsnet", {**SIZES, "in_shape": (1, 36, 36)}, QUICK),
-    paper=5.0,
-)
-TWO_SETS = Row(
-    *("two-sets", "some-digits", "stopped early", "capsnet", SIZES, capsnet.Recipe(epochs=3, stop_at_error=99.0)),
-    **{"paper": 20.0, "test": "other-digits", "held_out": 20},
-)
-SEVEN = Row("seven", "some-digits", "two, really", "capsnet", SIZES, QUICK, paper=10.6, members=2, shifts=1)
 
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    """Rows that take a second, in a folder of their own."""
-    mnist = capsnet.open_dataset("mnist", "test")
-    parts = {"train": mnist.select(slice(96)), "test": mnist.select(slice(96, 200))}
-    monkeypatch.setitem(data.DATASETS, "some-digits", lambda split: parts[split])
-    monkeypatch.setitem(data.DATASETS, "other-digits", lambda split: mnist.select(slice(200, 250)))
-    monkeypatch.setitem(data.DATASETS, "some-pairs", lambda split: PairSet(parts[split], 60))
-    for row in (TINY, PAIRS, TWO_SETS, SEVEN):
-        monkeypatch.setitem(rows.ROWS, row.name, row)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def command(capsys, *arguments):
-    status = cli.main(["reproduce", *map(str, arguments), "--device", "cpu"])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
-def record_of(folder, name):
-    return json.loads((folder / "results" / "runs" / f"{name}.json").read_text())
+    return add_rows(monkeypatch, tmp_path)
 
 
 def test_the_papers_tables_are_all_there():
@@ -242,17 +209,6 @@ def test_the_code_of_a_run_is_that_which_the_process_began_with(tiny, capsys, mo
         assert (record["commit"], "finished" in record) == ("first", False)
 
 
-def test_a_record_under_another_name_is_refused(tiny, capsys):
-    folder = tiny / "results" / "runs"
-    folder.mkdir(parents=True)
-    for name in ("tiny-2-epochs-seed-0 old.json", "tiny-2-epochs-seed-1.json"):
-        (folder / name).write_text(json.dumps(made(TINY, 0, 1.0)))
-        status, out, err = command(capsys, "tiny", "--table")
-        assert (status, out, err.count("\n")) == (2, "", 1)
-        assert f"{name} holds the run of tiny-2-epochs-seed-0.json" in err
-        (folder / name).unlink()
-
-
 def test_an_ensemble_answers_with_the_mean_of_its_members_over_shifts(tiny, capsys):
     command(capsys, "seven", "--seeds", 1)
     record = record_of(tiny, "seven-2-epochs-seed-0")
@@ -264,104 +220,6 @@ def test_an_ensemble_answers_with_the_mean_of_its_members_over_shifts(tiny, caps
     assert record["final"]["errors"] == wrong
     assert not torch.equal(*answers)
     assert [(point["member"], point["epoch"]) for point in record["curve"]] == [(0, 1), (0, 2), (1, 1), (1, 2)]
-
-
-def made(row, seed, error, epochs=None, **changes):
-    """A record as a run would leave it."""
-    recipe = row.run_recipe(seed, epochs)
-    content = {
-        **{"row": row.name, "seed": seed, "epochs": recipe.epochs, "final": {"error": error}, "curve": []},
-        **{"definition": row.definition(), "recipe": json.loads(json.dumps(recipe.__dict__))},
-    }
-    return {**content, **changes}
-
-
-def test_table_arithmetic(tiny):
-    found = [
-        *(made(TINY, seed, error) for seed, error in enumerate((0.2, 0.3, 0.7))),
-        *(made(TINY, seed, error, epochs=1) for seed, error in enumerate((9.0, 5.0))),
-        made(PAIRS, 0, 6.25),
-        made(TINY, 3, 99.0, definition={**TINY.definition(), "shifts": 2}),
-        made(TINY, 4, 99.0, recipe={**made(TINY, 4, 0)["recipe"], "learning_rate": 0.5}),
-        made(TINY, 5, 99.0, recipe={"of another version": 1}),
-    ]
-    lines = make_table([TINY, PAIRS, TWO_SETS], found)
-    # (0.2 + 0.3 + 0.7) / 3 = 0.4; deviations −0.2, −0.1, 0.3: √(0.14 / 2) = 0.2646. (9 + 5) / 2 = 7, √8 = 2.8284.
-    assert [line.as_json() for line in lines] == [
-        {"row": "tiny", "data": "some-digits", "model": "a tiny CapsNet", "runs": 3, "epochs": 2}
-        | {"mean": 0.4, "std": 0.2646, "paper": 1.5},
-        {"row": "tiny", "data": "some-digits", "model": "a tiny CapsNet", "runs": 2, "epochs": 1}
-        | {"mean": 7.0, "std": 2.8284, "paper": 1.5},
-        {"row": "tiny-pairs", "data": "some-pairs", "model": "a tiny CapsNet", "runs": 1, "epochs": 2}
-        | {"mean": 6.25, "std": None, "paper": 5.0},
-        {"row": "two-sets", "data": "other-digits", "model": "stopped early", "runs": 0, "epochs": 3}
-        | {"mean": None, "std": None, "paper": 20.0},
-    ]
-    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in format_table(lines).splitlines()]
-    assert [row[3:7] for row in shown[2:]] == [
-        ["2", "3", "0.400 ± 0.265", "1.500 ± 0.250"],
-        ["1 instead of 2", "2", "7.000 ± 2.828", "1.500 ± 0.250"],
-        ["2", "1", "6.25", "5"],
-        ["3", "0", "no run", "20"],
-    ]
-    assert len({len(line) for line in format_table(lines).splitlines()}) == 1  # aligned
-
-
-def test_the_table_alone_runs_nothing_and_makes_nothing(tiny, capsys, monkeypatch):
-    monkeypatch.setattr(making, "fit", None)
-    status, out, _ = command(capsys, "--table", "--json")
-    table = json.loads(out)
-    assert status == 0
-    assert {line["row"] for line in table} == set(ROWS)
-    assert set(table[0]) == {"row", "data", "model", "runs", "epochs", "mean", "std", "paper"}
-    assert all((line["runs"], line["mean"]) == (0, None) for line in table)
-    assert not list(tiny.iterdir())
-
-
-def test_a_record_of_another_definition_is_told_and_not_overwritten(tiny, capsys, monkeypatch):
-    command(capsys, "tiny", "--seeds", 1)
-    changed = Row(*("tiny", "some-digits", "changed", "capsnet", SIZES, capsnet.Recipe(epochs=2), 1.5))
-    monkeypatch.setitem(rows.ROWS, "tiny", changed)
-    status, out, err = command(capsys, "tiny", "--table")
-    assert (status, "no run" in out) == (0, True)
-    assert err == "not counted, as the row was defined otherwise then: tiny with seed 0, 2 epochs\n"
-    status, _, err = command(capsys, "tiny", "--seeds", 1)
-    assert status == 2
-    assert "was made when the row tiny was defined otherwise" in err
-    (tiny / "results" / "runs" / "tiny-2-epochs-seed-0.json").unlink()
-    status, _, err = command(capsys, "tiny", "--seeds", 1)
-    assert status == 2
-    assert "holds a run of another definition of tiny; move it away" in err
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda record: "",
-        lambda record: json.dumps(record)[:100],
-        lambda record: "[1, 2]",
-        lambda record: json.dumps({**record, "final": {}}),
-        lambda record: json.dumps({**record, "final": {"error": float("nan")}}),
-        lambda record: json.dumps({**record, "final": {"error": -1}}),
-        lambda record: json.dumps({**record, "final": {"error": True}}),
-        lambda record: json.dumps({**record, "final": {"error": 1.0, "clean_error": "low"}}),
-        lambda record: json.dumps({**record, "final": {"error": 1.0, "interval": [0.5]}}),
-        lambda record: json.dumps({**record, "recipe": {**record["recipe"], "stop_at_error": 1.0}}),
-        lambda record: json.dumps({**record, "recipe": {**record["recipe"], "stop_at_error": 1.0}, "curve": [{}]}),
-        lambda record: json.dumps({**record, "epochs": "2"}),
-        lambda record: json.dumps({**record, "recipe": None}),
-        lambda record: json.dumps({k: v for k, v in record.items() if k != "seed"}),
-    ],
-)
-def test_a_damaged_record_is_told_in_one_line_before_anything_runs(tiny, capsys, monkeypatch, damage):
-    monkeypatch.setattr(making, "fit", None)
-    path = tiny / "results" / "runs" / "tiny-2-epochs-seed-0.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(damage(made(TINY, 0, 1.0)))
-    for arguments in (["--table"], ["tiny"]):
-        status, out, err = command(capsys, *arguments)
-        assert (status, out, err.count("\n")) == (2, "", 1)
-        assert err.startswith("capsnet: results/runs/tiny-2-epochs-seed-0.json is damaged")
 
 
 @pytest.mark.parametrize(
@@ -421,46 +279,6 @@ def test_digits_of_expanded_mnist_are_placed_anew_and_never_cut_off():
     assert not first.equal(second)
     spread = first[:, 0].amax(2).argmax(1)  # the first row with ink
     assert spread.float().std() > 2
-
-
-def test_a_runs_commit_says_whether_the_tree_was_changed(tmp_path):
-    def git(*words):
-        who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-        subprocess.run(["git", "-C", tmp_path, *who, *words], check=True, capture_output=True)
-
-    assert records.current_commit(tmp_path) is None
-    git("init")
-    (tmp_path / "code.py").write_text("1")
-    git("add", ".")
-    git("commit", "-m", "first")
-    clean = records.current_commit(tmp_path)
-    assert len(clean) == 40
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "new.json").write_text("{}")
-    assert records.current_commit(tmp_path) == clean
-    (tmp_path / "code.py").write_text("2")
-    assert records.current_commit(tmp_path) == f"{clean} (dirty)"
-    git("checkout", "code.py")
-    (tmp_path / "new.py").write_text("3")
-    assert records.current_commit(tmp_path) == f"{clean} (dirty)"
-
-
-def test_the_readme_has_the_table_of_the_records_and_keeps_it_up_to_date():
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "readme_table.py", "--check"], capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    text = (ROOT / "README.md").read_text()
-    assert all(f"| {name} " in text for name in ROWS)
-    changed = with_table(text, "another table")
-    assert changed.count("another table") == 1
-    assert "| mnist-cnn " not in changed
-    assert (
-        with_table(with_table(text, ""), format_table(make_table(ROWS.values(), read_records(ROOT / "results"))))
-        == text
-    )
-    with pytest.raises(SystemExit, match="lost its markers"):
-        with_table("no markers", "table")
 
 
 def test_runs_of_the_tables_are_not_resumed_by_train(tiny, capsys, monkeypatch):
