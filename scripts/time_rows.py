@@ -1,0 +1,64 @@
+"""How many images a second the rows of the paper's tables train on, in one run, in turns.
+
+    .venv/bin/python scripts/time_rows.py [ROW…]
+
+The step of `capsnet.fit` without its augmentation, at the row's batch size; medians and ranges over nine turns,
+each of one step, after two to warm up. Images are noise: what they show does not change how long it takes.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from capsnet import tune_allocator
+from capsnet.errors import InputError
+from capsnet.experiments.rows import ROWS, Row, find_rows
+from capsnet.models import build_model
+from capsnet.optimizer import AdamW
+
+TURNS = 9
+
+
+def prepared(row: Row) -> Callable[[], None]:
+    """A training step of the row's model."""
+    torch.manual_seed(0)
+    model = build_model(row.model, row.config).train()
+    optimizer = AdamW(model.parameters(), weight_decay=row.recipe.weight_decay)
+    count, shape, pairs = row.recipe.batch_size, model.config["in_shape"], "multimnist" in row.data
+    images = torch.rand(count, *shape)
+    labels = torch.rand(count, 10).topk(2).indices if pairs else torch.randint(10, (count,))
+    targets = torch.rand(count, 2, *shape) if pairs else None
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model.loss(images, labels, targets).total.backward()
+        optimizer.step()
+
+    return step
+
+
+def seconds(step: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    try:
+        rows = find_rows(tuple(sys.argv[1:])) if sys.argv[1:] else [row for row in ROWS.values() if not row.needs]
+    except InputError as error:
+        sys.exit(f"time_rows: {error}")
+    tune_allocator()
+    steps = [prepared(row) for row in rows]
+    turns = [[seconds(step) for step in steps] for _ in range(TURNS + 2)][2:]
+    print("| row | model | batch | images/s, median (range) |", "|---|---|---:|---:|", sep="\n")
+    for row, times in zip(rows, zip(*turns, strict=True), strict=True):
+        slowest, *_, fastest = rates = sorted(row.recipe.batch_size / time for time in times)
+        middle = rates[TURNS // 2]
+        print(f"| {row.name} | {row.about} | {row.recipe.batch_size} | {middle:.0f} ({slowest:.0f}–{fastest:.0f}) |")
+
+
+if __name__ == "__main__":
+    main()
