@@ -2,8 +2,8 @@
 
     .venv/bin/python scripts/time_rows.py [ROW…]
 
-The step of `capsnet.fit` without its augmentation, at the row's batch size; medians and ranges over nine turns,
-each of one step, after two to warm up. Images are noise: what they show does not change how long it takes.
+The step of `capsnet.fit` but for its moving average, at the row's batch size; medians and ranges over nine turns,
+each of one step, after two to warm up.
 """
 
 import sys
@@ -13,7 +13,9 @@ from collections.abc import Callable
 import torch
 
 from capsnet import tune_allocator
+from capsnet.batches import Batches
 from capsnet.errors import InputError
+from capsnet.experiments.reproduce import TableSettings, training_sets
 from capsnet.experiments.rows import ROWS, Row, find_rows
 from capsnet.models import build_model
 from capsnet.optimizer import AdamW
@@ -22,18 +24,17 @@ TURNS = 9
 
 
 def prepared(row: Row) -> Callable[[], None]:
-    """A training step of the row's model."""
+    """A training step of the row's model, always on its first batch."""
     torch.manual_seed(0)
     model = build_model(row.model, row.config).train()
     optimizer = AdamW(model.parameters(), weight_decay=row.recipe.weight_decay)
-    count, shape, pairs = row.recipe.batch_size, model.config["in_shape"], "multimnist" in row.data
-    images = torch.rand(count, *shape)
-    labels = torch.rand(count, 10).topk(2).indices if pairs else torch.randint(10, (count,))
-    targets = torch.rand(count, 2, *shape) if pairs else None
+    train_set, _ = training_sets(row, row.held_out, TableSettings())
+    batches = Batches(train_set, None, row.recipe)
 
     def step() -> None:
+        batch = batches.train_batch(0, 0)
         optimizer.zero_grad()
-        model.loss(images, labels, targets).total.backward()
+        model.loss(*batch).total.backward()
         optimizer.step()
 
     return step
@@ -46,12 +47,12 @@ def seconds(step: Callable[[], None]) -> float:
 
 
 def main() -> None:
+    tune_allocator()
     try:
-        rows = find_rows(tuple(sys.argv[1:])) if sys.argv[1:] else [row for row in ROWS.values() if not row.needs]
+        rows = find_rows(tuple(sys.argv[1:]) or tuple(name for name, row in ROWS.items() if not row.needs))
+        steps = [prepared(row) for row in rows]
     except InputError as error:
         sys.exit(f"time_rows: {error}")
-    tune_allocator()
-    steps = [prepared(row) for row in rows]
     turns = [[seconds(step) for step in steps] for _ in range(TURNS + 2)][2:]
     print("| row | model | batch | images/s, median (range) |", "|---|---|---:|---:|", sep="\n")
     for row, times in zip(rows, zip(*turns, strict=True), strict=True):

@@ -18,6 +18,7 @@ import kill_runs
 import pytest
 import scaling
 import search_recipe
+import time_rows
 
 import capsnet
 from capsnet import data
@@ -105,6 +106,18 @@ def test_a_change_that_is_none_is_told(tiny):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_rows_are_timed_in_turns(tiny, monkeypatch, capsys):
+    turns = []
+    monkeypatch.setattr(time_rows, "seconds", lambda step: turns.append(step) or step() or 1 + len(turns) % 2)
+    monkeypatch.setattr(sys, "argv", ["time_rows.py", "digits", "pairs"])
+    time_rows.main()
+    assert turns[0] is turns[2] is not turns[1]
+    assert "| digits |  | 32 | 16 (16–16) |" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["time_rows.py", "digit"])
+    with pytest.raises(SystemExit, match="time_rows: unknown row 'digit'; there are: "):
+        time_rows.main()
+
+
 def test_four_kills_cost_no_more_than_a_step_each(tmp_path):
     script = Path(kill_runs.__file__)
     done = subprocess.run(
