@@ -1,4 +1,4 @@
-"""The explorer, served from a thread of the test run."""
+"""The explorer, served from a thread of the test run, and what the tests ask of it."""
 
 import base64
 import contextlib
@@ -14,6 +14,8 @@ from PIL import Image
 
 import capsnet
 from capsnet.explorer.server import make_app
+
+PALE = Image.new("L", (300, 300), 99)
 
 
 @contextlib.contextmanager
@@ -52,6 +54,3 @@ def as_url(content):
 def ask(url, path, body, timeout=30):
     with urllib.request.urlopen(f"{url}/api/{path}", body, timeout=timeout) as answer:
         return json.load(answer)
-
-
-PALE = Image.new("L", (300, 300), 99)

@@ -1,4 +1,4 @@
-"""The paper's tables: rows, runs, records and the arithmetic between them; on tiny networks and sets."""
+"""The paper's tables: rows, and the runs and records that come of them; on tiny networks and sets."""
 
 import json
 import sys
@@ -19,8 +19,6 @@ from capsnet.experiments.reproduce import TableSettings
 from capsnet.experiments.rows import ROWS
 from capsnet.experiments.table import make_table
 from capsnet.models import build_model
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture

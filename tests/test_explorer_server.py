@@ -47,7 +47,6 @@ def test_a_port_that_is_taken_is_told_in_one_line(capsys, url):
         assert told in capsys.readouterr().err
 
 
-# ——— over the wire
 def test_the_api_answers_what_the_pages_show(url, explorer):
     said = ask(url, "look", png(digit(0)))
     seen = answers.look(explorer.single, digit(0))

@@ -10,7 +10,6 @@ from damage import check_damage, random
 import capsnet
 from capsnet.data.smallnorb import read_smallnorb_poses
 
-# smallNORB
 TRAINING = "smallnorb-5x46789x9x18x6x2x96x96-training"
 TESTING = "smallnorb-5x01235x9x18x6x2x96x96-testing"
 
