@@ -125,3 +125,20 @@ def test_a_step_is_seen_as_a_change():
     AdamW(module.parameters()).step()
     assert module[0].weight._version > before[0]
     assert [p._version for p in module.parameters()][1:] == before[1:]
+
+
+def test_averages_of_weights_without_gradients_vanish_and_the_steps_stay_those_of_adamw():
+    ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 100)) for _ in range(2))
+    optimizer, reference = AdamW([ours], weight_decay=0.1), torch.optim.AdamW([theirs], weight_decay=0.1)
+    learning = torch.arange(100) < 50  # the others stop after the first step
+    for step in range(1500):
+        for parameter in (ours, theirs):
+            gradient = torch.sin(torch.arange(100.0) + step)
+            parameter.grad = gradient.where(learning | torch.tensor(step == 0), 0)
+        optimizer.step()
+        reference.step()
+    (state,), (denormal,) = optimizer.state.values(), reference.state.values()
+    assert 0 < denormal["exp_avg"][~learning].abs().max() < 1e-38
+    assert (state["exp_avg"][~learning] == 0).all()
+    assert (state["exp_avg_sq"] > 0).all()  # still large enough to count
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)

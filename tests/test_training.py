@@ -103,11 +103,11 @@ def test_training_stops_at_the_first_epoch_that_is_good_enough(digits):
 
 
 def test_the_moving_average_warms_up():
-    average = warmed_up_average(0.999)
-    zero, one = torch.zeros(1), torch.ones(1)
-    assert average(zero, one, 0).item() == pytest.approx(0.9)  # keeps a tenth of the past at first
-    assert average(zero, one, torch.tensor(90)).item() == pytest.approx(0.09)
-    assert average(zero, one, torch.tensor(10**6)).item() == pytest.approx(0.001, rel=1e-3)
+    for updates, kept in ((0, 0.1), (90, 0.91), (10**6, 0.999)):  # a tenth of the past at first
+        averages = [torch.tensor([2.0]), torch.full((2, 3), 2.0).t()]
+        warmed_up_average(0.999)(averages, [torch.ones(1), torch.ones(3, 2)], torch.tensor(updates))
+        for average in averages:
+            torch.testing.assert_close(average, torch.full_like(average, 1 + kept))
 
 
 def test_ema_gives_other_weights_than_none(digits, tmp_path):

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from capsnet.errors import InputError
 from capsnet.health import vital_signs
@@ -148,7 +149,7 @@ class MovingAverage(WeightAveraging):
     """Lightning's moving average of the weights, warmed up, and taken as the result at the end of training."""
 
     def __init__(self, decay: float) -> None:
-        super().__init__(avg_fn=warmed_up_average(decay))
+        super().__init__(multi_avg_fn=warmed_up_average(decay))
         self.started = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -163,19 +164,20 @@ class MovingAverage(WeightAveraging):
             self.on_train_end(trainer, pl_module)
 
 
-def warmed_up_average(decay: float) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor | int], torch.Tensor]:
+def warmed_up_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], None]:
     """An exponential moving average that forgets faster at first: after n updates it keeps at most (1 + n) / (10 + n).
 
     With a fixed decay of 0.999, two thirds of the initial weights, which know nothing, would still be in the average
-    after an epoch of MNIST.
+    after an epoch of MNIST. The averages are changed in place, which is a third of the way through memory that a new
+    tensor and a copy of it would be.
     """
 
-    def average(averaged: torch.Tensor, current: torch.Tensor, updates: torch.Tensor | int) -> torch.Tensor:
-        count = torch.as_tensor(updates, dtype=averaged.dtype, device=averaged.device)
-        keep = ((1 + count) / (10 + count)).clamp(max=decay)
-        return torch.lerp(current, averaged, keep)
+    def update(averages: Sequence[Tensor], currents: Sequence[Tensor], updates: Tensor) -> None:
+        new = (9 / (10 + updates)).clamp(min=1 - decay)
+        for average, current in zip(averages, currents, strict=True):
+            average.lerp_(current, new.to(average.dtype))
 
-    return average
+    return update
 
 
 class StopAtError(Callback):
