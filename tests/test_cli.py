@@ -78,7 +78,7 @@ def run(tmp_path_factory):
     """A run that was trained by the command, and what it said."""
     folder = tmp_path_factory.mktemp("trained")
     status, out, err = started(
-        *("train", "--epochs", 12, "--batch-size", 25, "--learning-rate", 0.003, "--limit", 350, "--held-out", 50),
+        *("train", "--epochs", 8, "--batch-size", 25, "--learning-rate", 0.003, "--limit", 350, "--held-out", 50),
         *("--max-shift", 0, "--out", "run"),
         cwd=folder,
     )
@@ -91,14 +91,14 @@ def test_train_prints_a_table_and_leaves_a_run_folder(run):
     assert re.search(r"test error +\d+\.\d\d %", out)
     assert re.search(r"training +[\d,]+ images/s", out)
     assert "reconstructions.png" in out
-    assert "epoch 12/12  loss 0." in err  # progress goes to standard error
+    assert "epoch 8/8  loss 0." in err  # progress goes to standard error
     assert "held-out error" in err
     assert {path.name for path in folder.iterdir()} == {
         *(runs.CONFIG, runs.WEIGHTS, runs.METRICS, runs.REPORT, runs.CHECKPOINT),
         "reconstructions.png",
     }
     report = json.loads((folder / runs.REPORT).read_text())
-    assert report["epochs"] == 12
+    assert report["epochs"] == 8
     assert report["test_images"] == 400
     assert report["test_error"] < 30  # 90 is chance
     assert Image.open(folder / "reconstructions.png").width > 1000
