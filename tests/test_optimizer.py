@@ -142,3 +142,11 @@ def test_averages_of_weights_without_gradients_vanish_and_the_steps_stay_those_o
     assert (state["exp_avg"][~learning] == 0).all()
     assert (state["exp_avg_sq"] > 0).all()  # still large enough to count
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+
+
+def test_a_weight_without_a_gradient_keeps_no_state():
+    used, unused = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    optimizer = AdamW([used, unused])
+    used.grad = torch.ones(2)
+    optimizer.step()
+    assert list(optimizer.state_dict()["state"]) == [0]

@@ -18,7 +18,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from capsnet.errors import InputError
 from capsnet.health import vital_signs
@@ -164,15 +163,14 @@ class MovingAverage(WeightAveraging):
             self.on_train_end(trainer, pl_module)
 
 
-def warmed_up_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], None]:
+def warmed_up_average(decay: float) -> Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor], torch.Tensor], None]:
     """An exponential moving average that forgets faster at first: after n updates it keeps at most (1 + n) / (10 + n).
 
     With a fixed decay of 0.999, two thirds of the initial weights, which know nothing, would still be in the average
-    after an epoch of MNIST. The averages are changed in place, which is a third of the way through memory that a new
-    tensor and a copy of it would be.
+    after an epoch of MNIST. The averages are changed in place, without a new tensor and a copy of it.
     """
 
-    def update(averages: Sequence[Tensor], currents: Sequence[Tensor], updates: Tensor) -> None:
+    def update(averages: Sequence[torch.Tensor], currents: Sequence[torch.Tensor], updates: torch.Tensor) -> None:
         new = (9 / (10 + updates)).clamp(min=1 - decay)
         for average, current in zip(averages, currents, strict=True):
             average.lerp_(current, new.to(average.dtype))

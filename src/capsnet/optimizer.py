@@ -9,7 +9,7 @@ from torch import Tensor, nn
 TINY = 1e-30
 """An average of gradients below this moves no weight: Adam divides by at least 1e-8."""
 FORGET_EVERY = 64
-"""Steps; what was kept falls by a thousand between two looks, not yet to numbers without a leading bit (1e-38)."""
+"""Steps; what was kept falls by a thousand between two looks, not yet to denormal numbers (1e-38)."""
 
 
 class AdamW(torch.optim.AdamW):
@@ -20,8 +20,7 @@ class AdamW(torch.optim.AdamW):
     that. Groups are those of PyTorch; `param_groups` holds the views.
 
     Averages that have become too small to move a weight are set to zero. Where gradients stay zero, as in the decoder
-    behind a ReLU that no longer opens, they would shrink to numbers that processors are slow with: after three epochs
-    of MNIST the step would take twice as long.
+    behind a ReLU that no longer opens, they would shrink to denormal numbers, with which processors are slow.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class AdamW(torch.optim.AdamW):
         return {**super().__getstate__(), "_weights": self._weights}
 
     def _forget(self, view: nn.Parameter) -> None:
-        state = self.state[view]
+        state = self.state.get(view)  # none without a gradient so far
         if view.is_cpu and state and state["step"] % FORGET_EVERY == 0:
             for average in (state["exp_avg"], state["exp_avg_sq"]):
                 average.copy_(torch.hardshrink(average, TINY))
