@@ -55,9 +55,9 @@ class Search:
         train_set = train_set.first(self.limit) if self.limit else train_set
         for words, recipe in recipes.items():
             definition = {"limit": self.limit, **row.definition(), "held_out": self.held_out}
-            key: dict[str, Any] = {"recipe": asdict(recipe), **definition}
-            if any({name: entry.get(name) for name in key} == key for entry in self._read()):
+            if any(tells_of(entry, recipe, definition) for entry in self._read()):
                 continue
+            key: dict[str, Any] = {"recipe": asdict(recipe), **definition}
             print(f"{row.name}: {words or 'as it is'}", file=sys.stderr)
             folder = Path("runs") / "search" / row.name / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
             figures = self._try(row, definition, recipe, folder, train_set, held_out)
@@ -99,6 +99,12 @@ class Search:
         """Beside what another search may have added meanwhile."""
         runs.make_folder(self.out)
         runs.write_atomically(self._log, "".join(json.dumps(line) + "\n" for line in [*self._read(), entry]).encode())
+
+
+def tells_of(entry: dict[str, Any], recipe: Recipe, definition: dict[str, Any]) -> bool:
+    """Whether this try was made; a setting that is newer than the entry had its default then."""
+    noted = {name: entry.get(name) for name in definition}
+    return noted == definition and Recipe(**entry["recipe"]) == recipe
 
 
 def changed(recipe: Recipe, words: str) -> Recipe:

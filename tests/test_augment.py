@@ -4,7 +4,7 @@ import torch
 from scipy import ndimage
 
 import capsnet
-from capsnet.data.augment import affine, pose_matrices
+from capsnet.data.augment import KNOTS, affine, bend, pose_matrices
 
 
 def digits(count=8):
@@ -80,6 +80,35 @@ def test_shrinking_averages_instead_of_skipping():
     for shift in (0.0, 0.5, 1.0):
         half = affine(stripes, poses(1, scale=(0.5, 1.0), offset=(shift, 0.0)), (16, 32))[0, 0, 3:-3, 3:-3].float()
         assert (half - 127.5).abs().max() < 2
+
+
+def test_bending_agrees_with_scipy():
+    images, matrices = digits(), poses(8, rotation=20.0, scale=(1.2, 1.1), offset=(1.0, -2.0))
+    knots = torch.randn(8, 2, KNOTS, KNOTS, generator=torch.Generator().manual_seed(0))
+    field = bend(knots, (28, 28))
+    bent = affine(images, matrices, field=field)
+    # The field anew, as a sum over knots for each pixel.
+    places = (np.arange(28) + 0.5) / 4
+    near = np.exp(-((places[:, None] - (np.arange(KNOTS) - 0.5)) ** 2) / 2)
+    near /= np.sqrt((near**2).sum(axis=1, keepdims=True))
+    fields = np.einsum("yk,xl,ndkl->ndyx", near, near, knots.double().numpy())
+    for image, matrix, away, result in zip(images[:, 0].numpy(), matrices.double().numpy(), fields, bent, strict=True):
+        seen = np.indices((28, 28)) - 13.5 + away - matrix[:, 2, None, None]
+        sources = np.einsum("ij,jyx->iyx", np.linalg.inv(matrix[:, :2]), seen) + 13.5
+        expected = ndimage.map_coordinates(image.astype(float), sources, order=1, mode="grid-constant")
+        assert np.abs(expected - result[0].numpy()).max() <= 0.51  # rounded
+
+
+@pytest.mark.parametrize("size", [(28, 28), (20, 60)])
+def test_a_field_is_smooth_and_as_strong_everywhere(size):
+    knots = 1.5 * torch.randn(4000, 2, KNOTS, KNOTS, generator=torch.Generator().manual_seed(0))
+    field = bend(knots, size).unflatten(1, size)
+    assert field.std(dim=0).sub(1.5).abs().max() < 0.1
+    assert field.mean(dim=0).abs().max() < 0.12
+    # Derivative of such a field: its standard deviation over √2 widths of the Gaussian, a seventh of the image each.
+    for axis in (1, 2):
+        steps = field.diff(dim=axis).std().item() * size[axis - 1] / 7
+        assert steps == pytest.approx(1.5 / 2**0.5, rel=0.15)
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.8, 1.2])

@@ -1,5 +1,7 @@
 """What training sees: batches of images and of pairs, by epoch and step."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +59,20 @@ def test_each_digit_of_a_pair_is_turned_for_itself_and_the_image_is_still_their_
     assert (moved > 1).all()
     # Turning keeps the ink.
     torch.testing.assert_close(turned.targets.sum((2, 3, 4)), plain.targets.sum((2, 3, 4)), rtol=0.05, atol=0)
+
+
+def test_bending_moves_pixels_by_as_much_as_the_recipe_says_and_leaves_the_rest_as_it_was():
+    # A ramp of grey to the right: how much brighter a pixel becomes says how far it was taken from.
+    ramp = torch.arange(0, 255, 5, dtype=torch.uint8).expand(500, 1, 51, 51).contiguous()
+    data = capsnet.ImageSet(ramp, torch.zeros(500, dtype=torch.long), ("a",))
+    recipe = capsnet.Recipe(batch_size=200, max_shift=0, elastic=1.5)
+    seen = epoch_of(Batches(data, None, recipe), 0)
+    away = (torch.cat([batch.images for batch in seen])[:, 0] * 255 - ramp[:, 0]) / 5
+    assert away[:, 8:-8, 8:-8].std().item() == pytest.approx(1.5, rel=0.05)
+    moved = replace(recipe, max_shift=2)
+    plain, bent = (Batches(data, None, each).train_batch(0, 0) for each in (replace(moved, elastic=0.0), moved))
+    difference = (bent.images - plain.images)[:, 0, 12:-12, 12:-12] * 51
+    assert difference.std().item() == pytest.approx(1.5, rel=0.05)  # the shifts are those of the recipe without it
 
 
 def corner(height=9, width=9):

@@ -129,8 +129,9 @@ def test_a_detector_wants_poses_and_other_models_do_without(faces):
     digits = capsnet.ImageSet(faces.images, faces.labels, faces.class_names)
     with pytest.raises(capsnet.InputError, match="poses are known"):
         capsnet.fit(tiny(), digits, QUICK, progress=False)
-    with pytest.raises(capsnet.InputError, match="only shifted"):
-        capsnet.fit(tiny(), faces, replace(QUICK, rotation=10.0), progress=False)
+    for change in ({"rotation": 10.0}, {"elastic": 1.0}):
+        with pytest.raises(capsnet.InputError, match="only shifted"):
+            capsnet.fit(tiny(), faces, replace(QUICK, **change), progress=False)
     plain = capsnet.CapsNet(SHAPE, 2, **TINY)
     assert capsnet.fit(plain, faces, replace(QUICK, rotation=10.0), progress=False)[0]["train_error"] <= 100
 

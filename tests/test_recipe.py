@@ -20,6 +20,7 @@ import capsnet
         {"warmup": -1.0},
         {"weight_decay": -0.1},
         {"rotation": -1.0},
+        {"elastic": -0.5},
         {"scale": 1.0},
         {"shear": float("nan")},
         {"stop_at_error": 100.0},

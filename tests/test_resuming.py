@@ -34,7 +34,7 @@ RECIPES = {
     "average": {"ema_decay": 0.9},
     "everything": {
         **{"decay": "cosine", "warmup": 0.3, "weight_decay": 0.1, "ema_decay": 0.9},
-        **{"rotation": 10.0, "scale": 0.1, "shear": 0.1, "crop": 24},
+        **{"rotation": 10.0, "scale": 0.1, "shear": 0.1, "elastic": 0.5, "crop": 24},
     },
 }
 

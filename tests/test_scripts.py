@@ -57,6 +57,9 @@ def test_every_try_is_written_down_once(tiny, capsys, monkeypatch, row):
     assert "| 64 | 1 | none | 0 | " in out
     monkeypatch.setattr(making, "fit", None)
     assert search(row, "", limit=64) == tried
+    del tried[0]["recipe"]["elastic"]  # as if written down before there was such a setting
+    Path("results/search", f"{row}.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in tried))
+    assert search(row, "", limit=64) == tried
 
 
 def test_an_interrupted_search_goes_on(tiny, monkeypatch):

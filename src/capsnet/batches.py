@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from capsnet.data import ImageSet, PairSet, PosedSet, to_float
-from capsnet.data.augment import affine, crop, pose_matrices, shift
+from capsnet.data.augment import KNOTS, affine, bend, crop, pose_matrices, shift
 from capsnet.data.multimnist import overlay
 from capsnet.evaluation import images_at_once
 from capsnet.models import Images, Labels, Targets
@@ -135,7 +135,7 @@ class Batches(LightningDataModule):
 
 
 class Augmentation:
-    """What happens to each image of an epoch, drawn in advance: cut out, then turned, scaled, sheared and shifted."""
+    """What happens to each image of an epoch, drawn in advance: cut out, turned, scaled, sheared, bent, shifted."""
 
     def __init__(
         self,
@@ -150,13 +150,15 @@ class Augmentation:
 
         self.reach, self.size = recipe.max_shift, recipe.crop
         self.offsets = torch.randint(-self.reach, self.reach + 1, (count, 2), generator=generator).to(device)
-        self.corners = self.poses = None
+        self.corners = self.poses = self.knots = None
         if self.size:
             room = torch.tensor(image_shape[1:]) - self.size + 1
             self.corners = (torch.rand(count, 2, generator=generator) * room).long().to(device)
-        if recipe.rotation or recipe.scale or recipe.shear:
+        if recipe.rotation or recipe.scale or recipe.shear or recipe.elastic:
             turn, lean = uniform(recipe.rotation), uniform(recipe.shear)
             self.poses = pose_matrices(turn, lean, 1 + uniform(recipe.scale, 2), self.offsets.cpu().float()).to(device)
+        if recipe.elastic:
+            self.knots = (torch.randn(count, 2, KNOTS, KNOTS, generator=generator) * recipe.elastic).to(device)
 
     def __call__(
         self, images: UInt8[Tensor, "batch channels height width"], part: slice
@@ -165,7 +167,8 @@ class Augmentation:
         if self.corners is not None:
             images = crop(images, self.corners[part], self.size)
         if self.poses is not None:
-            return affine(images, self.poses[part])
+            field = None if self.knots is None else bend(self.knots[part], (images.shape[2], images.shape[3]))
+            return affine(images, self.poses[part], field=field)
         return shift(images, self.offsets[part], self.reach) if self.reach else images
 
     def moved(self, poses: Float[Tensor, "batch 5"], height: int, part: slice) -> Float[Tensor, "batch 5"]:

@@ -47,6 +47,9 @@ class Recipe:
     """Make training images larger or smaller by up to this share, in each axis for itself."""
     shear: float = 0.0
     """Shear training images: each row moves up to this many pixels from the one above it."""
+    elastic: float = 0.0
+    """Bend training images: each pixel is taken from elsewhere by a smooth random field, so many pixels in each axis
+    (its standard deviation)."""
     crop: int = 0
     """Train on random squares of this many pixels a side, and test on the central one; 0 for whole images."""
     stop_at_error: float = 0.0
@@ -67,7 +70,7 @@ class Recipe:
             raise InputError(f"unknown decay {self.decay!r}; there are: {', '.join(get_args(Decay))}")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warm-up is a share of the run, at least 0 and below 1, not {self.warmup}")
-        for name in ("weight_decay", "max_shift", "crop", "rotation", "shear"):
+        for name in ("weight_decay", "max_shift", "crop", "rotation", "shear", "elastic"):
             if getattr(self, name) < 0:
                 raise InputError(f"{_words(name)} must not be negative, but it is {getattr(self, name)}")
         if not 0 <= self.scale < 1:

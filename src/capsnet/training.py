@@ -253,8 +253,10 @@ def _with_or_without_poses(model: Model, train_set: ImageSet | PairSet, recipe: 
     if isinstance(model, CapsuleDetector | CNNDetector):
         if not isinstance(train_set, PosedSet):
             raise InputError("a detector learns from images whose poses are known, as those of the data set faces are")
-        if recipe.rotation or recipe.scale or recipe.shear or recipe.crop:
-            raise InputError("things whose poses are known are only shifted: no rotation, scale, shear or crop")
+        if recipe.rotation or recipe.scale or recipe.shear or recipe.elastic or recipe.crop:
+            raise InputError(
+                "things whose poses are known are only shifted: leave out rotation, scale, shear, elastic and crop"
+            )
     elif isinstance(train_set, PosedSet):
         return ImageSet(train_set.images, train_set.labels, train_set.class_names)
     return train_set

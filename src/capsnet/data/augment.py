@@ -4,6 +4,9 @@ import torch
 from jaxtyping import Float, Float32, Int, Shaped, UInt8
 from torch import Tensor
 
+KNOTS = 9
+"""Random vectors a side from which an image is bent: one every seventh of it, the outermost just beyond its edges."""
+
 
 def shift(
     images: Shaped[Tensor, "batch channels height width"], offsets: Int[Tensor, "batch 2"], reach: int
@@ -36,20 +39,23 @@ def affine(
     images: UInt8[Tensor, "batch channels height width"],
     matrices: Float[Tensor, "batch 2 3"],
     size: tuple[int, int] | None = None,
+    field: Float[Tensor, "batch points 2"] | None = None,
 ) -> UInt8[Tensor, "batch channels new_height new_width"]:
     """Move each image by its affine matrix `(A, t)`: what was at `p` comes to `A p + t`.
 
     Points are (down, right), in pixels from the middle of the image. The result has `size` (height, width), by default
     that of the images, around the same middle; what lies outside an image is zero. Between pixels the image is
     interpolated linearly. Where it shrinks, an output pixel averages over what it covers, so that nothing is skipped;
-    the identity leaves every pixel as it is.
+    the identity leaves every pixel as it is. With a `field`, as by `bend`, each pixel of the result, row by row, shows
+    what would be so far (down, right) of it.
     """
     old, new = images.shape[2:], size or tuple(images.shape[2:])
     matrices = matrices.to(images.device, torch.float32)
     back = torch.linalg.inv(matrices[:, :, :2])
     middles = [torch.arange(n, device=images.device, dtype=torch.float32) - (n - 1) / 2 for n in new]
     grid = torch.cartesian_prod(*middles)  # (points, 2)
-    sources = (grid - matrices[:, None, :, 2]) @ back.mT  # (batch, points, 2)
+    shown = grid if field is None else grid + field.to(images.device)
+    sources = (shown - matrices[:, None, :, 2]) @ back.mT  # (batch, points, 2)
     half = torch.tensor(old, device=images.device) / 2
     pixels, spread = images.float(), _spread(back)
     total = torch.zeros(1, device=images.device)
@@ -74,6 +80,24 @@ def pose_matrices(
     one, zero = torch.ones_like(shear), torch.zeros_like(shear)
     lean = torch.stack([one, zero, shear, one], dim=1).unflatten(1, (2, 2))
     return torch.cat([rotate @ lean * scale[:, None, :], offset[:, :, None]], dim=2).float()
+
+
+def bend(knots: Float[Tensor, "batch 2 knots knots"], size: tuple[int, int]) -> Float[Tensor, "batch points 2"]:
+    """A smooth field of vectors (down, right) for each pixel of `size` (height, width), for `affine`.
+
+    `knots` are the vectors that it is made of by a Gaussian as wide as the distance between them: a seventh of the
+    image, as in Simard, Steinkraus and Platt, "Best practices for convolutional neural networks" (2003), which has 4 of
+    29 pixels. If they are independent and of one variance, each pixel's vector has that variance too.
+    """
+    down, right = (_weights(side, knots) for side in size)
+    return (down @ knots @ right.mT).flatten(2).mT
+
+
+def _weights(side: int, knots: Tensor) -> Float[Tensor, "{side} knots"]:
+    """What each knot gives to each pixel along one axis; of squares that add up to 1."""
+    pixels = (torch.arange(side) + 0.5) * ((KNOTS - 2) / side)
+    distances = pixels[:, None] - torch.arange(-0.5, KNOTS - 1)
+    return torch.nn.functional.normalize((-(distances**2) / 2).exp(), dim=1).to(knots)
 
 
 def _spread(back: Float32[Tensor, "batch 2 2"]) -> list[Float32[Tensor, "batch 2"]]:
