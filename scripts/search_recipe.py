@@ -26,6 +26,7 @@ from capsnet.experiments.records import current_commit
 from capsnet.experiments.reproduce import TableSettings, training_sets
 from capsnet.experiments.rows import Row, find_rows
 from capsnet.models import build_model
+from capsnet.recipe import is_recipe
 
 FIGURES = ("error", "error_with_shifts", "seconds")
 
@@ -63,7 +64,7 @@ class Search:
             figures = self._try(row, definition, recipe, folder, train_set, held_out)
             self._write({"changes": words, **figures, **key})
             shutil.rmtree(folder)
-        print(as_table(self._read()))
+        print(as_table(self._read(), row.recipe))
 
     def _try(
         self,
@@ -102,9 +103,8 @@ class Search:
 
 
 def tells_of(entry: dict[str, Any], recipe: Recipe, definition: dict[str, Any]) -> bool:
-    """Whether this try was made; a setting that is newer than the entry had its default then."""
-    noted = {name: entry.get(name) for name in definition}
-    return noted == definition and Recipe(**entry["recipe"]) == recipe
+    """Whether this try was made."""
+    return {name: entry.get(name) for name in definition} == definition and is_recipe(entry["recipe"], recipe)
 
 
 def changed(recipe: Recipe, words: str) -> Recipe:
@@ -121,12 +121,17 @@ def changed(recipe: Recipe, words: str) -> Recipe:
     return replace(recipe, **changes)
 
 
-def as_table(entries: list[dict[str, Any]]) -> str:
-    """The best first, those of one size together. Errors in percent, of held-out training images."""
+def as_table(entries: list[dict[str, Any]], present: Recipe) -> str:
+    """The best first, those of one size together. Errors in percent, of held-out training images.
+
+    Changes are those to the row's `present` recipe, which may have been another when the try was made.
+    """
     lines = ["| images | epochs | changes | seed | held-out error | with shifts of 1 | seconds |", "|---" * 7 + "|"]
+    usual, apart = asdict(present), ("epochs", "seed")
     for entry in sorted(entries, key=lambda entry: (str(entry["limit"]), entry["recipe"]["epochs"], entry["error"])):
         recipe = entry["recipe"]
-        cells = [entry["limit"] or "all", recipe["epochs"], entry["changes"] or "none", recipe["seed"]]
+        changes = [f"{name}={value}" for name, value in recipe.items() if value != usual[name] and name not in apart]
+        cells = [entry["limit"] or "all", recipe["epochs"], " ".join(changes) or "none", recipe["seed"]]
         lines.append("| " + " | ".join(map(str, [*cells, *(entry[name] for name in FIGURES)])) + " |")
     return "\n".join(lines)
 

@@ -242,8 +242,11 @@ def test_bad_input_is_told_in_one_line(tiny, capsys, arguments, told):
 
 
 def test_rows_whose_data_is_not_at_hand_are_left_out_unless_named(tiny, capsys, monkeypatch):
-    only = {name: ROWS[name] for name in ("smallnorb", "tiny")}
-    monkeypatch.setattr(rows, "ROWS", only)
+    monkeypatch.setattr(rows, "ROWS", {name: ROWS[name] for name in ("tiny", "smallnorb")})
+    status, out, err = command(capsys, "--seeds", 1, "--smallnorb", "mistyped")
+    assert (status, out) == (2, "")
+    assert "mistyped" in err
+    assert not list(tiny.iterdir())  # told before anything ran
     status, out, err = command(capsys, "--seeds", 1)
     assert status == 0
     assert "smallnorb left out: the row smallnorb needs the published files" in err

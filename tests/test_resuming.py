@@ -1,6 +1,7 @@
 """Runs that are stopped in the middle, and go on."""
 
 import os
+from dataclasses import make_dataclass
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from learning import QUICK, PullThePlug, fit, pairs_of, patched, small, small_fo
 import capsnet
 from capsnet import callbacks, runs
 from capsnet.batches import Batches
+from capsnet.training import _fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,14 @@ def test_a_checkpoint_of_another_run_is_refused(digits, tmp_path):
         fit(small(), digits.select(slice(32)), out=tmp_path / "a", resume=True)
     with pytest.raises(capsnet.InputError, match="another model, recipe or training set"):
         fit(small(iterations=1), digits, out=tmp_path / "a", resume=True)
+
+
+def test_a_setting_of_a_later_version_makes_no_other_run_unless_it_is_used(digits):
+    later = make_dataclass("Later", [("novelty", float, 0.0)], bases=(capsnet.Recipe,), frozen=True)
+    model, now = small(), _fingerprint(small(), capsnet.Recipe(), digits)
+    assert _fingerprint(model, later(), digits) == now
+    assert _fingerprint(model, later(novelty=1.0), digits) != now
+    assert _fingerprint(model, capsnet.Recipe(seed=1), digits) != now
 
 
 RECIPES = {

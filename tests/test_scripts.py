@@ -62,6 +62,16 @@ def test_every_try_is_written_down_once(tiny, capsys, monkeypatch, row):
     assert search(row, "", limit=64) == tried
 
 
+def test_changes_are_told_as_they_are_to_the_recipe_of_today(tiny, capsys, monkeypatch):
+    search("digits", "", "batch_size=16")
+    row = rows.ROWS["digits"]
+    monkeypatch.setitem(rows.ROWS, "digits", replace(row, recipe=replace(row.recipe, batch_size=16)))
+    capsys.readouterr()
+    search("digits", "")  # was made, by other words
+    changes = {line.split("|")[3].strip() for line in capsys.readouterr().out.splitlines()[2:]}
+    assert changes == {f"batch_size={row.recipe.batch_size}", "none"}
+
+
 def test_an_interrupted_search_goes_on(tiny, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(search_recipe, "evaluate", None)  # stops it after training

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from readme_table import with_table
-from tiny_rows import PAIRS, SIZES, TINY, TWO_SETS, add_rows, command, made
+from tiny_rows import PAIRS, SIZES, TINY, TWO_SETS, add_rows, command, made, record_of
 
 import capsnet
 from capsnet.experiments import making, records, rows
@@ -65,9 +65,26 @@ def test_table_arithmetic(tiny):
     assert len({len(line) for line in format_table(lines).splitlines()}) == 1  # aligned
 
 
+def test_what_differs_between_the_runs_of_a_line_is_told(tiny):
+    def run(seed, images, precision):
+        record = made(PAIRS, seed, 5.0, final={"error": 5.0, "images": images})
+        return {**record, **({"environment": {"precision": precision}} if precision else {})}
+
+    (line,) = make_table([PAIRS], [run(0, 100_000, None), run(1, 10_000_000, "bf16-mixed")])
+    assert line.cells()[-1] == "tested on 100,000 or 10,000,000 images; trained in 32-true or bf16-mixed"
+    (line,) = make_table([PAIRS], [run(0, 100_000, None), run(1, 100_000, "32-true")])
+    assert line.cells()[-1] == ""
+
+
+def test_what_a_row_is_trained_on_is_told_where_it_is_tested_on_another():
+    (line,) = make_table([TWO_SETS], [])
+    assert line.cells()[1] == "other-digits, trained on some-digits"
+
+
 def test_the_table_alone_runs_nothing_and_makes_nothing(tiny, capsys, monkeypatch):
     monkeypatch.setattr(making, "fit", None)
-    status, out, _ = command(capsys, "--table", "--json")
+    status, out, err = command(capsys, "--table", "--json")
+    assert err == "there are no records in results/runs; --out names the folder of another\n"
     table = json.loads(out)
     assert status == 0
     assert {line["row"] for line in table} == set(ROWS)
@@ -90,6 +107,19 @@ def test_a_record_of_another_definition_is_told_and_not_overwritten(tiny, capsys
     status, _, err = command(capsys, "tiny", "--seeds", 1)
     assert status == 2
     assert "holds a run of another definition of tiny; move it away" in err
+
+
+def test_a_run_folder_of_an_older_version_with_fewer_settings_is_gone_on_with(tiny, capsys, monkeypatch):
+    command(capsys, "tiny", "--seeds", 1)
+    before = record_of(tiny, "tiny-2-epochs-seed-0")
+    (tiny / "results" / "runs" / "tiny-2-epochs-seed-0.json").unlink()
+    path = tiny / "runs" / "reproduce" / "tiny-2-epochs-seed-0" / "config.json"
+    config = json.loads(path.read_text())
+    del config["command"]["recipe"]["elastic"]
+    path.write_text(json.dumps(config))
+    monkeypatch.setattr(making, "fit", None)
+    assert command(capsys, "tiny", "--seeds", 1)[0] == 0
+    assert record_of(tiny, "tiny-2-epochs-seed-0")["final"] == before["final"]
 
 
 @pytest.mark.parametrize(

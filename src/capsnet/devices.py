@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 
@@ -26,6 +27,11 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
         here = ", ".join(kind for kind, there in present.items() if there)
         raise InputError(f"this machine has no device {name!r} that PyTorch can use; it has: {here}")
     return torch.device(name)
+
+
+def training_precision(device: torch.device) -> Literal["32-true", "bf16-mixed"]:
+    """As Lightning names it: float32, on a GPU with bfloat16 where that is enough."""
+    return "bf16-mixed" if device.type == "cuda" else "32-true"
 
 
 def has_compiler(device: torch.device) -> bool:

@@ -98,6 +98,14 @@ class Recipe:
         return highest + (final - highest) * fallen
 
 
+def is_recipe(noted: object, recipe: Recipe) -> bool:
+    """Whether a recipe that was written down as JSON is this one; settings that are newer had their defaults then."""
+    try:
+        return isinstance(noted, dict) and Recipe(**noted) == recipe
+    except (TypeError, InputError):
+        return False
+
+
 PAPER = Recipe(epochs=50, final_learning_rate=0.0001)
 """The paper's: shifts of up to 2 pixels, Adam, an exponentially falling rate, and nothing else.
 
@@ -117,6 +125,6 @@ BEST = Recipe(
     scale=0.1,
     shear=0.1,
 )
-"""Found by trying changes on held-out training images, in short runs: results/recipes.md."""
+"""Put together by hand; batches and rate then chosen on held-out training images, in short runs: results/recipes.md."""
 
 RECIPES = {"everyday": Recipe(), "paper": PAPER, "best": BEST}

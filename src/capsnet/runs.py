@@ -36,6 +36,7 @@ from capsnet import hub
 from capsnet.card import model_card, public_name
 from capsnet.data import ImageSet, PairSet, has_any_size, open_dataset
 from capsnet.data.framing import Framing
+from capsnet.devices import training_precision
 from capsnet.errors import InputError
 from capsnet.models import Detector, Model, build_model, model_name
 
@@ -366,6 +367,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "lightning": version("lightning"),
         "device": torch.cuda.get_device_name(device) if on_gpu else _processor(),
+        "precision": training_precision(device),
         "threads": torch.get_num_threads(),
         "processes": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
         "system": platform.system(),

@@ -28,7 +28,7 @@ from capsnet.callbacks import (
 from capsnet.checkpoints import SafeCheckpointIO
 from capsnet.data import ImageSet, PairSet, PosedSet
 from capsnet.data.pictures import Framing, measure_framing
-from capsnet.devices import pick_device, training_loss
+from capsnet.devices import pick_device, training_loss, training_precision
 from capsnet.errors import InputError
 from capsnet.evaluation import missed_things
 from capsnet.health import PROBE
@@ -141,7 +141,7 @@ def _train(
             devices=team.devices,
             num_nodes=team.nodes,
             strategy="ddp" if team.size > 1 else "auto",
-            precision="bf16-mixed" if team.device.type == "cuda" else "32-true",
+            precision=training_precision(team.device),
             max_epochs=recipe.epochs,
             limit_val_batches=None if held_out else 0,
             callbacks=callbacks,
@@ -237,8 +237,12 @@ def _count_errors(scores: torch.Tensor, labels: torch.Tensor, count: int) -> dic
 
 
 def _fingerprint(model: Model, recipe: Recipe, *sets: ImageSet | PairSet) -> str:
-    """Tells runs apart whose checkpoints must not be mixed: model, recipe, and every image and label that decides."""
-    digest = hashlib.sha256(json.dumps([model_name(model), model.config, asdict(recipe)]).encode())
+    """Tells runs apart whose checkpoints must not be mixed: model, recipe, and every image and label that decides.
+
+    Settings that are off do not count, so that a run can be resumed by a version that has more of them.
+    """
+    settings = {name: value for name, value in asdict(recipe).items() if value}
+    digest = hashlib.sha256(json.dumps([model_name(model), model.config, settings]).encode())
     for data in sets:
         if isinstance(data, PairSet):
             digest.update(json.dumps([data.count, data.seed, data.max_shift]).encode())

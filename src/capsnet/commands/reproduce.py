@@ -12,7 +12,7 @@ from capsnet.commands.spatial import NAME as SPATIAL
 from capsnet.commands.spatial import refuse, reproduce_spatial
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
-from capsnet.experiments.records import current_commit, is_current, read_records
+from capsnet.experiments.records import FOLDER, current_commit, is_current, read_records
 from capsnet.experiments.rows import Row, find_rows
 from capsnet.experiments.table import format_table, make_table
 
@@ -57,6 +57,8 @@ class Reproduce:
         if not self.table:
             self._make_runs(rows)
         records = read_records(self.out)
+        if not records:
+            print(f"there are no records in {self.out / FOLDER}; --out names the folder of another", file=sys.stderr)
         for record in records:
             if record["row"] in {row.name for row in rows} and not is_current(record):
                 run = f"{record['row']} with seed {record['seed']}, {record['epochs']} epochs"
@@ -80,8 +82,10 @@ class Reproduce:
 
     def _make_runs(self, rows: list[Row]) -> None:
         # with Lightning, which the table does not need
-        from capsnet.experiments.reproduce import NotAtHandError, TableSettings, reproduce
+        from capsnet.experiments.reproduce import NotAtHandError, TableSettings, check_smallnorb, reproduce
 
+        if self.smallnorb is not None:
+            check_smallnorb(self.smallnorb)  # now, not after hours of other rows
         typed = " ".join(["capsnet", *sys.argv[1:]])
         settings = TableSettings(
             results=self.out,

@@ -104,7 +104,8 @@ def _open(place: str) -> dict[str, Any]:
     import datasets
 
     folder = Path(os.path.expanduser(place))
-    saved = os.path.isdir(folder)
+    # A folder that happens to be called cifar10 does not stand in the way of the set, unless it is one itself.
+    saved = is_saved(folder) or (folder.is_dir() and place not in SHORT_NAMES)
     if not saved and (place.startswith((".", "~", "/")) or place.count("/") > 1):
         raise InputError(f"there is no folder {place}")
     try:

@@ -11,7 +11,7 @@ from capsnet import runs
 from capsnet.data import ImageSet, PairSet
 from capsnet.errors import InputError
 from capsnet.models import Model
-from capsnet.recipe import Recipe
+from capsnet.recipe import Recipe, is_recipe
 from capsnet.training import fit
 
 
@@ -50,10 +50,10 @@ def trained(
     Raises `InputError` if there is a run of another definition in the folder.
     """
     started = (folder / runs.CONFIG).exists()
-    described = {"reproduce": name, **definition, "recipe": asdict(recipe)}
+    described = {"reproduce": name, **definition}
     if started:
         noted = _noted(folder)
-        if {part: noted.get(part) for part in described} != described:
+        if {part: noted.get(part) for part in described} != described or not is_recipe(noted.get("recipe"), recipe):
             raise InputError(f"{folder} holds a run of another definition of {name}; move it away")
     if (folder / runs.WEIGHTS).exists():
         return runs.load(folder)
@@ -67,7 +67,7 @@ def trained(
         out=folder,
         resume=started,
         device=str(settings.device),
-        command={**described, **settings.origin()},
+        command={**described, "recipe": asdict(recipe), **settings.origin()},
     )
     return model
 

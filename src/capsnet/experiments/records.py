@@ -8,7 +8,7 @@ from typing import Any
 from capsnet import runs
 from capsnet.errors import InputError
 from capsnet.experiments.rows import ROWS, Row
-from capsnet.recipe import Recipe
+from capsnet.recipe import is_recipe
 
 FOLDER = "runs"
 CHECKOUT = Path(__file__).parents[3]
@@ -62,11 +62,7 @@ def is_current(record: dict[str, Any]) -> bool:
     row = ROWS.get(record["row"])
     if row is None or record["definition"] != row.definition():
         return False
-    try:
-        made = Recipe(**record["recipe"])
-    except (TypeError, InputError):
-        return False
-    return made == row.run_recipe(record["seed"], record["epochs"])
+    return is_recipe(record["recipe"], row.run_recipe(record["seed"], record["epochs"]))
 
 
 def current_commit(root: Path = CHECKOUT) -> str | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from capsnet import runs
-from capsnet.data import ImageSet, PairSet, open_dataset
+from capsnet.data import SPLITS, ImageSet, PairSet, open_dataset
 from capsnet.data.expanded import centred, placed
 from capsnet.data.mnist import load_mnist
 from capsnet.errors import InputError
@@ -60,6 +60,12 @@ def reproduce(row: Row, seed: int, epochs: int, settings: TableSettings) -> None
     model = members[0] if len(members) == 1 else Ensemble(members)
     outcomes = {name: evaluate(model, data, settings.device, row.shifts) for name, data in test_sets.items()}
     runs.write_json(path, _record(row, recipe, folder, outcomes, settings))
+
+
+def check_smallnorb(folder: Path) -> None:
+    """Raises `InputError` unless smallNORB can be opened there: whoever names the folder wants its row to be made."""
+    for split in SPLITS:
+        open_dataset(f"{SMALLNORB}{folder}", split)
 
 
 def _is_done(path: Path, row: Row, settings: TableSettings) -> bool:

@@ -98,7 +98,7 @@ def _affnist_rows() -> list[Row]:
     better = replace(BEST, max_shift=6, rotation=0.0, scale=0.0, shear=0.0, stop_at_error=0.77)
     sizes = PAPER_SIZES["affnist"]
     where: dict[str, Any] = {"test": "affnist-synthetic", "held_out": 5000}
-    cnn, ours = "max-pooling CNN, stopped at 99.23 % clean", "CapsNet r=3, reconstruction, stopped at 99.23 % clean"
+    cnn, ours = "max-pooling CNN, to stop at 99.23 % clean", "CapsNet r=3, reconstruction, to stop at 99.23 % clean"
     rows = [
         Row(*("affnist-cnn", "expanded-mnist", cnn, "pooling-cnn", {**sizes, "padding": False}, recipe, 34.0), **where),
         Row("affnist-r3-rec", "expanded-mnist", ours, "capsnet", capsules("affnist"), recipe, 21.0, **where),

@@ -43,7 +43,8 @@ class Line:
         paper = _plus_minus(row.paper, row.paper_std) if row.paper_std else f"{row.paper:g}"
         epochs = str(nominal) if self.epochs == nominal else f"{self.epochs} instead of {nominal}"
         also = self.also if self.runs else row.needs
-        return (row.name, row.test_data.rstrip(":"), row.about, epochs, str(self.runs), error, paper, also)
+        data = f"{row.test}, trained on {row.data}" if row.test else row.data.rstrip(":")
+        return (row.name, data, row.about, epochs, str(self.runs), error, paper, also)
 
 
 def make_table(rows: Iterable[Row], records: Iterable[dict[str, Any]]) -> list[Line]:
@@ -87,7 +88,7 @@ def _also(row: Row, epochs: int, records: list[dict[str, Any]]) -> str:
     told = [f"{words} {statistics.mean(values[name]):.2f}" for name, words in named.items() if values[name]]
     if len(records) == 1 and "interval" in finals[0]:
         told.append("95 % interval {:.2f} to {:.2f}".format(*finals[0]["interval"]))
-    return "; ".join([*told, *_stops(row, epochs, records)])
+    return "; ".join([*told, *_stops(row, epochs, records), *_differences(records)])
 
 
 def _stops(row: Row, epochs: int, records: list[dict[str, Any]]) -> list[str]:
@@ -102,6 +103,15 @@ def _stops(row: Row, epochs: int, records: list[dict[str, Any]]) -> list[str]:
         far = f"held-out error {', '.join(f'{error:.2f}' for error in held_out)}"
         told.append(f"{row.recipe.stop_at_error:g} % not reached by {missed} of {len(records)}: {far}")
     return told
+
+
+def _differences(records: list[dict[str, Any]]) -> list[str]:
+    """What was not the same for all runs behind one mean."""
+    images = {f"{record['final']['images']:,}" for record in records if "images" in record["final"]}
+    # Records that do not note it are older, and all of processors.
+    kinds = {record.get("environment", {}).get("precision", "32-true") for record in records}
+    told = [f"tested on {' or '.join(sorted(images, key=len))} images"] if len(images) > 1 else []
+    return [*told, *([f"trained in {' or '.join(sorted(kinds))}"] if len(kinds) > 1 else [])]
 
 
 def _plus_minus(mean: float, std: float | None) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from capsnet import runs
 from capsnet.errors import InputError
 from capsnet.experiments.spatial.plan import TASKS, VARIANTS, Run
-from capsnet.recipe import Recipe
+from capsnet.recipe import is_recipe
 
 FOLDER = "spatial"
 FIELDS: dict[str, type] = {
@@ -39,7 +39,6 @@ def is_current(record: dict[str, Any]) -> bool:
         return False
     run = Run(VARIANTS[record["variant"]], record["task"], record["seed"], record.get("epochs"))
     try:
-        made = Recipe(**record["recipe"])
-        return record["definition"] == run.definition() and made == run.recipe
+        return record["definition"] == run.definition() and is_recipe(record["recipe"], run.recipe)
     except (TypeError, AssertionError, InputError):
         return False
