@@ -1,5 +1,7 @@
 """Write docs/robustness.md and its figure: the CapsNet and the CNN in the package, on the first 2,000 test digits.
 
+Of runs of your own, it is the first 2,000 test images of what the first was trained on.
+
 .venv/bin/python scripts/robustness.py                    # measure, which takes two minutes, and write them
 .venv/bin/python scripts/robustness.py CAPSNET CNN OUT    # the same of two runs of your own, into a folder
 """
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from capsnet import load, open_dataset, pretrained, runs, tune_allocator
+from capsnet import pretrained, runs, tune_allocator
 from capsnet.data import ImageSet
 from capsnet.insight.robustness import draw_robustness, robustness_table
 from capsnet.insight.style import as_bytes
@@ -27,10 +29,11 @@ def main() -> None:
         raise SystemExit(__doc__)
     folders = own[:2] or [pretrained.folder("mnist"), pretrained.folder("mnist-cnn")]
     out = own[2] if own else ROOT / "docs"
-    digits = open_dataset("mnist", "test")
+    capsnet, cnn = (runs.open_run(folder) for folder in folders)
+    digits = runs.open_split(folders[0], capsnet.data or "mnist")
     assert isinstance(digits, ImageSet)
     test_set = digits.first(IMAGES)
-    models = {"CapsNet": load(folders[0]), "CNN": load(folders[1])}
+    models = {"CapsNet": capsnet.model, "CNN": cnn.model}
     rows = measure_robustness(models, test_set)
     runs.make_folder(out)
     runs.write_atomically(out / "robustness.png", as_bytes(draw_robustness(rows), "png"))
