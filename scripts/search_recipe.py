@@ -129,7 +129,7 @@ def as_table(entries: list[dict[str, Any]], present: Recipe) -> str:
     lines = ["| images | epochs | changes | seed | held-out error | with shifts of 1 | seconds |", "|---" * 7 + "|"]
     usual, apart = asdict(present), ("epochs", "seed")
     for entry in sorted(entries, key=lambda entry: (str(entry["limit"]), entry["recipe"]["epochs"], entry["error"])):
-        recipe = entry["recipe"]
+        recipe = asdict(Recipe(**entry["recipe"]))  # with the settings that came later
         changes = [f"{name}={value}" for name, value in recipe.items() if value != usual[name] and name not in apart]
         cells = [entry["limit"] or "all", recipe["epochs"], " ".join(changes) or "none", recipe["seed"]]
         lines.append("| " + " | ".join(map(str, [*cells, *(entry[name] for name in FIGURES)])) + " |")

@@ -70,6 +70,10 @@ def test_changes_are_told_as_they_are_to_the_recipe_of_today(tiny, capsys, monke
     search("digits", "")  # was made, by other words
     changes = {line.split("|")[3].strip() for line in capsys.readouterr().out.splitlines()[2:]}
     assert changes == {f"batch_size={row.recipe.batch_size}", "none"}
+    entry = json.loads(Path("results/search/digits.jsonl").read_text().splitlines()[1])
+    del entry["recipe"]["elastic"]  # as if written down before there was such a setting
+    bent = replace(row.recipe, batch_size=16, elastic=1.0)
+    assert "| elastic=0.0 |" in search_recipe.as_table([entry], bent)
 
 
 def test_an_interrupted_search_goes_on(tiny, monkeypatch):

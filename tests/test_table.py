@@ -138,6 +138,7 @@ def test_a_run_folder_of_an_older_version_with_fewer_settings_is_gone_on_with(ti
         lambda record: json.dumps({**record, "recipe": {**record["recipe"], "stop_at_error": 1.0}, "curve": [{}]}),
         lambda record: json.dumps({**record, "epochs": "2"}),
         lambda record: json.dumps({**record, "recipe": None}),
+        lambda record: json.dumps({**record, "environment": None}),
         lambda record: json.dumps({k: v for k, v in record.items() if k != "seed"}),
     ],
 )

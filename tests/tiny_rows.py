@@ -50,6 +50,6 @@ def made(row, seed, error, epochs=None, **changes):
     recipe = row.run_recipe(seed, epochs)
     content = {
         **{"row": row.name, "seed": seed, "epochs": recipe.epochs, "final": {"error": error}, "curve": []},
-        **{"definition": row.definition(), "recipe": json.loads(json.dumps(recipe.__dict__))},
+        **{"definition": row.definition(), "environment": {}, "recipe": json.loads(json.dumps(recipe.__dict__))},
     }
     return {**content, **changes}

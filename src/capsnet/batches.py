@@ -135,7 +135,7 @@ class Batches(LightningDataModule):
 
 
 class Augmentation:
-    """What happens to each image of an epoch, drawn in advance: cut out, turned, scaled, sheared, bent, shifted."""
+    """What happens to each image of an epoch, drawn in advance: cut out, turned, scaled, sheared, shifted, bent."""
 
     def __init__(
         self,

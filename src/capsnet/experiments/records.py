@@ -17,6 +17,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "seed": int,
     "epochs": int,
     "definition": dict,
+    "environment": dict,
     "recipe": dict,
     "final": dict,
     "curve": list,
