@@ -13,32 +13,22 @@ from pathlib import Path
 
 import pytest
 import terminal
+import tiny
 import torch
 from PIL import Image
 
 import capsnet
-from capsnet import callbacks, cli, data, runs
-from capsnet.commands import train
+from capsnet import cli, runs
 
-# A process of its own, with fewer images and a smaller network so that a run takes seconds, and a checkpoint after
-# every step so that a kill at any moment finds one. Everything else is what a user gets.
-QUICK = """
-import sys
-import capsnet
-from capsnet import callbacks, cli, data
-from capsnet.commands import train
-open_whole = data.DATASETS["mnist"]
-data.DATASETS["mnist"] = lambda split: open_whole(split).select(slice(400))
-callbacks.CHECKPOINT_SECONDS = 0.0
-train.sizes = lambda name, width: {"conv_channels": 32, "primary_types": 4}
-sys.exit(cli.main())
-"""
+# Few images and a small network, so that a run takes seconds, and a checkpoint after every step, so that a kill at any
+# moment finds one. Everything else is what a user gets.
+QUICK = (slice(400), {"conv_channels": 32, "primary_types": 4, "decoder_hidden": (64, 128)})
 
 
 def user(*arguments, cwd, **options):
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
-        [sys.executable, "-c", QUICK, *map(str, arguments)],
+        [sys.executable, "-c", tiny.program(*QUICK), *map(str, arguments)],
         cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,
@@ -65,10 +55,7 @@ def wait_for(path: Path, process):
 @pytest.fixture
 def here(capsys, tmp_path, monkeypatch):
     """The same in the process of the test, where nothing is to be killed."""
-    open_whole = data.DATASETS["mnist"]
-    monkeypatch.setitem(data.DATASETS, "mnist", lambda split: open_whole(split).select(slice(400)))
-    monkeypatch.setattr(callbacks, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(train, "sizes", lambda name, width: {"conv_channels": 32, "primary_types": 4})
+    tiny.shrink(monkeypatch, *QUICK)
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: terminal.typed(capsys, *arguments)
 

@@ -232,6 +232,7 @@ def test_an_ensemble_answers_with_the_mean_of_its_members_over_shifts(tiny, caps
         (["tiny", "--epochs", "0"], "seeds and epochs must be at least 1"),
         (["smallnorb"], "needs the published files of smallNORB: --smallnorb FOLDER"),
         (["smallnorb", "--smallnorb", "nowhere"], "nowhere"),
+        (["tiny", "--affnist", "nowhere"], "there is no file or folder nowhere"),
     ],
 )
 def test_bad_input_is_told_in_one_line(tiny, capsys, arguments, told):
@@ -271,6 +272,29 @@ def test_the_smallnorb_row_reads_the_folder_that_it_is_given(monkeypatch):
     places = {("some/where", "train"): digits}
     monkeypatch.setitem(data.READERS, "smallnorb", lambda *asked: places[asked])
     assert reproduce._open(rows.SMALLNORB, "train", TableSettings(smallnorb=Path("some/where"))) is digits
+
+
+def test_rows_of_affnist_are_tested_on_the_published_set_if_it_is_given(tiny, capsys, monkeypatch):
+    digits = capsnet.open_dataset("mnist", "test")
+    monkeypatch.setitem(data.DATASETS, "affnist-synthetic", lambda split: digits.select(slice(200, 250)))
+    monkeypatch.setitem(data.READERS, "affnist", lambda place, split: {("here", "test"): digits}[place, split])
+    row = replace(TWO_SETS, name="shifted", test="affnist-synthetic")
+    monkeypatch.setitem(rows.ROWS, "shifted", row)
+    arguments = ("shifted", "two-sets", "--seeds", 1)
+    status, out, _ = command(capsys, *arguments)
+    assert status == 0
+    assert "published" not in out
+    before = record_of(tiny, "shifted-3-epochs-seed-0")
+    status, out, _ = command(capsys, *arguments, "--affnist", "here")
+    assert status == 0
+    after = record_of(tiny, "shifted-3-epochs-seed-0")
+    assert after["final"] == before["final"] | {
+        **{"published_images": 10_000, "published_errors": after["final"]["published_errors"]},
+        **{"published_error": after["final"]["published_errors"] / 100},
+    }
+    assert after["curve"] == before["curve"]  # tested again, not trained
+    assert f"published affNIST {after['final']['published_error']:.2f}" in out
+    assert "published_error" not in record_of(tiny, "two-sets-3-epochs-seed-0")["final"]
 
 
 def test_digits_of_expanded_mnist_are_placed_anew_and_never_cut_off():

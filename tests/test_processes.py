@@ -185,7 +185,7 @@ def test_srun_starts_processes_that_share_no_disk(alone, tmp_path):
 def test_torchrun_on_two_machines_resumes_from_the_disk_of_the_first(alone, killed, tmp_path):
     for machine in "01":
         (tmp_path / machine).mkdir()
-        (tmp_path / machine / "tiny.py").write_text(TINY)
+        (tmp_path / machine / "program.py").write_text(TINY)
     shutil.copytree(killed[0], tmp_path / "0" / "run")
     (tmp_path / "1" / "run").mkdir()
     shutil.copy(killed[0] / runs.CONFIG, tmp_path / "1" / "run")
@@ -193,7 +193,7 @@ def test_torchrun_on_two_machines_resumes_from_the_disk_of_the_first(alone, kill
     started = [
         start(
             *("--nnodes", 2, "--nproc-per-node", 1, "--node-rank", machine, *address),
-            *("tiny.py", "train", "--resume", "--out", "run"),
+            *("program.py", "train", "--resume", "--out", "run"),
             cwd=tmp_path / machine,
             program=("-m", "torch.distributed.run"),
         )
@@ -269,7 +269,7 @@ def test_what_cannot_be_is_told(monkeypatch):
 
 def test_a_process_that_finds_its_input_wrong_is_quoted(tmp_path):
     # The second process sees other images, as it might on a machine whose disk holds another version of them.
-    program = TINY.replace("slice(120)", "slice(__import__('os').environ.get('LOCAL_RANK') == '1', 120)")
+    program = TINY.replace("slice(None,", "slice(int(__import__('os').environ.get('LOCAL_RANK', 0)),")
     process = start("train", *ODD, "--devices", 2, "--out", "run", cwd=tmp_path, program=("-c", program))
     status, out, err = finish(process)
     assert (status, out) == (1, "")

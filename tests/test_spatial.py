@@ -272,6 +272,7 @@ def test_a_run_of_another_definition_is_refused_and_not_counted(tiny, capsys, mo
         (("mnist-cnn", "--parts", "a"), "--parts belongs to: capsnet reproduce spatial"),
         (("spatial", "--full"), "--full belongs to: the paper's tables"),
         (("spatial", "--smallnorb", "files"), "--smallnorb belongs to: the paper's tables"),
+        (("spatial", "--affnist", "files"), "--affnist belongs to: the paper's tables"),
         (("spatial", "--seeds", "0"), "at least 1"),
     ],
 )

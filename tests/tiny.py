@@ -4,18 +4,37 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-TINY = """
-import sys
-from capsnet import callbacks, cli, data
+from capsnet import callbacks, data
 from capsnet.commands import train
-open_whole = data.DATASETS["mnist"]
-data.DATASETS["mnist"] = lambda split: open_whole(split).select(slice(120))
-callbacks.CHECKPOINT_SECONDS = 0.0
-train.sizes = lambda name, width: {"conv_channels": 8, "primary_types": 2, "decoder_hidden": (16,)}
+
+_PROGRAM = """
+import sys
+sys.path.insert(0, {tests!r})
+import pytest
+import tiny
+from capsnet import cli
+tiny.shrink(pytest.MonkeyPatch(), {images}, {sizes})
 if __name__ == "__main__":
     sys.exit(cli.main())
 """
+
+
+def shrink(monkeypatch, images, sizes):
+    """MNIST has these images only, networks have these sizes, and a checkpoint is kept after every step."""
+    open_whole = data.DATASETS["mnist"]
+    monkeypatch.setitem(data.DATASETS, "mnist", lambda split: open_whole(split).select(images))
+    monkeypatch.setattr(callbacks, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(train, "sizes", lambda name, width: sizes)
+
+
+def program(images, sizes):
+    """The `capsnet` command, shrunk."""
+    return _PROGRAM.format(tests=str(Path(__file__).parent), images=images, sizes=sizes)
+
+
+TINY = program(slice(120), {"conv_channels": 8, "primary_types": 2, "decoder_hidden": (16,)})
 # Of 33 training images the last batch has one, so that one of two processes has none.
 ODD = ("--limit", 44, "--held-out", 11, "--batch-size", 16, "--ema-decay", 0.9)
 

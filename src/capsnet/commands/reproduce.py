@@ -35,6 +35,8 @@ class Reproduce:
     """Test pairs of digits on ten million of them, as the paper does, instead of the first 100,000."""
     smallnorb: Path | None = None
     """The folder with the published files of smallNORB."""
+    affnist: Path | None = None
+    """The published test set of affNIST, a file or the folder that it is in: its rows are tested on that, too."""
     parts: tuple[str, ...] = ()
     """Of spatial: which parts, a to f; all, if none is named."""
     models: tuple[str, ...] = ()
@@ -48,7 +50,7 @@ class Reproduce:
         if any(number is not None and number < 1 for number in (self.seeds, self.epochs)):
             raise InputError("seeds and epochs must be at least 1")
         if SPATIAL in self.rows:
-            refuse("the paper's tables", full=self.full, smallnorb=self.smallnorb)
+            refuse("the paper's tables", full=self.full, smallnorb=self.smallnorb, affnist=self.affnist)
             self._test_claim()
             return
         refuse(f"capsnet reproduce {SPATIAL}", parts=self.parts, models=self.models)
@@ -82,19 +84,19 @@ class Reproduce:
 
     def _make_runs(self, rows: list[Row]) -> None:
         # with Lightning, which the table does not need
-        from capsnet.experiments.reproduce import NotAtHandError, TableSettings, check_smallnorb, reproduce
+        from capsnet.experiments.reproduce import NotAtHandError, TableSettings, check_files, reproduce
 
-        if self.smallnorb is not None:
-            check_smallnorb(self.smallnorb)  # now, not after hours of other rows
         typed = " ".join(["capsnet", *sys.argv[1:]])
         settings = TableSettings(
             results=self.out,
             device=pick_device(self.device),
             full=self.full,
             smallnorb=self.smallnorb,
+            affnist=self.affnist,
             command=typed,
             commit=current_commit(),
         )
+        check_files(settings)  # now, not after hours of other rows
         for row in rows:
             try:
                 for seed in range(self.seeds or row.seeds):

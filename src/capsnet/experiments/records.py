@@ -23,7 +23,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "curve": list,
 }
 """What the tables read; the rest of a record is for people."""
-PERCENTAGES = ("error", "thing_error", "clean_error")
+PERCENTAGES = ("error", "thing_error", "clean_error", "published_error")
 
 
 def record_path(results: Path, row: Row, seed: int, epochs: int) -> Path:

@@ -14,7 +14,7 @@ from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation, evaluate
 from capsnet.experiments.making import Settings, provenance, trained
 from capsnet.experiments.records import is_current, read_record, record_path
-from capsnet.experiments.rows import SMALLNORB, Row
+from capsnet.experiments.rows import AFFNIST, SMALLNORB, Row
 from capsnet.models import Ensemble, build_model
 from capsnet.recipe import Recipe
 
@@ -33,6 +33,8 @@ class TableSettings(Settings):
     """Test pairs of digits on ten million, as the paper does."""
     smallnorb: Path | None = None
     """Where the files of smallNORB are."""
+    affnist: Path | None = None
+    """Where the published test set of affNIST is; rows of affNIST are tested on it too."""
 
 
 def reproduce(row: Row, seed: int, epochs: int, settings: TableSettings) -> None:
@@ -62,10 +64,13 @@ def reproduce(row: Row, seed: int, epochs: int, settings: TableSettings) -> None
     runs.write_json(path, _record(row, recipe, folder, outcomes, settings))
 
 
-def check_smallnorb(folder: Path) -> None:
-    """Raises `InputError` unless smallNORB can be opened there: whoever names the folder wants its row to be made."""
-    for split in SPLITS:
-        open_dataset(f"{SMALLNORB}{folder}", split)
+def check_files(settings: TableSettings) -> None:
+    """Raises `InputError` unless the files that the user named can be opened: they are needed after hours only."""
+    if settings.smallnorb is not None:
+        for split in SPLITS:
+            _open(SMALLNORB, split, settings)
+    if settings.affnist is not None:
+        _open(AFFNIST, "test", settings)
 
 
 def _is_done(path: Path, row: Row, settings: TableSettings) -> bool:
@@ -76,6 +81,8 @@ def _is_done(path: Path, row: Row, settings: TableSettings) -> bool:
             f"and the run is made again"
         )
     final = record["final"]
+    if settings.affnist and AFFNIST in _tested_on(row, settings) and "published_error" not in final:
+        return False
     return not settings.full or "thing_error" not in final or final.get("images", 0) >= FULL_TEST_PAIRS
 
 
@@ -94,9 +101,14 @@ def training_sets(
     return data.hold_out(held_out) if held_out else (data, None)
 
 
+def _tested_on(row: Row, settings: TableSettings) -> list[str]:
+    """The set that the row is about first, then the clean one, if that is another, and the published affNIST."""
+    published = [AFFNIST] if settings.affnist and row.test == "affnist-synthetic" else []
+    return list(dict.fromkeys((row.test_data, row.data, *published)))
+
+
 def _test_sets(row: Row, settings: TableSettings) -> dict[str, ImageSet | PairSet]:
-    """The set that the row is about first, then the clean one, if that is another."""
-    opened = {name: _open(name, "test", settings) for name in dict.fromkeys((row.test_data, row.data))}
+    opened = {name: _open(name, "test", settings) for name in _tested_on(row, settings)}
     for name, data in opened.items():
         if isinstance(data, PairSet) and settings.full:
             opened[name] = replace(data, count=FULL_TEST_PAIRS)
@@ -106,10 +118,9 @@ def _test_sets(row: Row, settings: TableSettings) -> dict[str, ImageSet | PairSe
 
 
 def _open(name: str, split: str, settings: TableSettings) -> ImageSet | PairSet:
-    if name == SMALLNORB:
-        if settings.smallnorb is None:
-            raise NotAtHandError("the row smallnorb needs the published files of smallNORB: --smallnorb FOLDER")
-        name += str(settings.smallnorb)
+    if name == SMALLNORB and settings.smallnorb is None:
+        raise NotAtHandError("the row smallnorb needs the published files of smallNORB: --smallnorb FOLDER")
+    name += str({SMALLNORB: settings.smallnorb, AFFNIST: settings.affnist}.get(name, ""))
     try:
         return open_dataset(name, split)
     except InputError as error:
@@ -149,9 +160,11 @@ def _final(row: Row, outcomes: dict[str, Evaluation]) -> dict[str, Any]:
     }
     if outcome.things > outcome.images:
         final |= {"thing_errors": outcome.thing_errors, "thing_error": round(outcome.thing_error, 5)}
-    if row.test:
-        clean = outcomes[row.data]
-        final |= {"clean_images": clean.images, "clean_errors": clean.errors, "clean_error": round(clean.error, 5)}
+    for name, other in (("clean", row.data), ("published", AFFNIST)):
+        if other in outcomes and other != row.test_data:
+            found = outcomes[other]
+            figures = {"images": found.images, "errors": found.errors, "error": round(found.error, 5)}
+            final |= {f"{name}_{figure}": value for figure, value in figures.items()}
     return final
 
 

@@ -8,7 +8,8 @@ from capsnet.models import PAPER_SIZES
 from capsnet.recipe import BEST, PAPER, Recipe
 
 SMALLNORB = "smallnorb:"
-"""The one set of the paper that is neither made here nor on the hub; the user says where its files are."""
+AFFNIST = "affnist:"
+"""The sets of the paper that are neither made here nor on the hub; the user says where their files are."""
 
 
 @dataclass(frozen=True)

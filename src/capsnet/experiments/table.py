@@ -83,7 +83,7 @@ def _line(row: Row, epochs: int, records: list[dict[str, Any]]) -> Line:
 
 def _also(row: Row, epochs: int, records: list[dict[str, Any]]) -> str:
     finals = [record["final"] for record in records]
-    named = {"thing_error": "by digit", "clean_error": "clean"}
+    named = {"thing_error": "by digit", "clean_error": "clean", "published_error": "published affNIST"}
     values = {name: [final[name] for final in finals if name in final] for name in named}
     told = [f"{words} {statistics.mean(values[name]):.2f}" for name, words in named.items() if values[name]]
     if len(records) == 1 and "interval" in finals[0]:
