@@ -27,10 +27,11 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	@echo "installing what the tests need into $(VENV) …"
+# Not after .installed: the kernels would be compiled twice.
+$(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing capsnet and what the tests need into $(VENV) …"
 	$(PIP) --editable '.[dev]'
-	@touch $@
+	@touch $(VENV)/.installed $@
 
 bench: $(VENV)/.installed  ## speed and memory beside a textbook implementation
 	$(BIN)/capsnet bench
