@@ -297,6 +297,12 @@ def test_rows_of_affnist_are_tested_on_the_published_set_if_it_is_given(tiny, ca
     assert after["curve"] == before["curve"]  # tested again, not trained
     assert f"published affNIST {after['final']['published_error']:.2f}" in out
     assert "published_error" not in record_of(tiny, "two-sets-3-epochs-seed-0")["final"]
+    assert command(capsys, *arguments)[0] == 0
+    assert record_of(tiny, "shifted-3-epochs-seed-0") == after  # and stays
+    untested = made(row, 1, 9.0, epochs=3, final={"error": 9.0, "clean_error": 1.0}, curve=after["curve"])
+    also = make_table([row], [after, untested])[0].also
+    assert "clean" in also
+    assert "published" not in also  # no mean of what only some runs have
 
 
 def test_digits_of_expanded_mnist_are_placed_anew_and_never_cut_off():

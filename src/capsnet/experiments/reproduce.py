@@ -81,7 +81,7 @@ def _is_done(path: Path, row: Row, settings: TableSettings) -> bool:
             f"and the run is made again"
         )
     final = record["final"]
-    if settings.affnist and AFFNIST in _tested_on(row, settings) and "published_error" not in final:
+    if AFFNIST in _tested_on(row, settings) and "published_error" not in final:
         return False
     return not settings.full or "thing_error" not in final or final.get("images", 0) >= FULL_TEST_PAIRS
 

@@ -78,7 +78,7 @@ def _mnist_rows() -> list[Row]:
 def _multimnist_rows() -> list[Row]:
     sizes = PAPER_SIZES["multimnist"]
     paper = replace(PAPER, max_shift=0)  # the set shifts its digits itself
-    # Pairs do not run out; and at the rate for single digits some runs do not begin to learn: results/recipes.md.
+    # Pairs do not run out; at the rate for single digits one of two tries did not begin to learn: results/recipes.md.
     better = replace(BEST, learning_rate=0.002, max_shift=0, rotation=0.0, scale=0.0, shear=0.0)
     best = "CapsNet r=3, reconstruction; best recipe"
     return [

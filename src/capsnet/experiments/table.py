@@ -84,8 +84,8 @@ def _line(row: Row, epochs: int, records: list[dict[str, Any]]) -> Line:
 def _also(row: Row, epochs: int, records: list[dict[str, Any]]) -> str:
     finals = [record["final"] for record in records]
     named = {"thing_error": "by digit", "clean_error": "clean", "published_error": "published affNIST"}
-    values = {name: [final[name] for final in finals if name in final] for name in named}
-    told = [f"{words} {statistics.mean(values[name]):.2f}" for name, words in named.items() if values[name]]
+    known = [name for name in named if finals and all(name in final for final in finals)]
+    told = [f"{named[name]} {statistics.mean(final[name] for final in finals):.2f}" for name in known]
     if len(records) == 1 and "interval" in finals[0]:
         told.append("95 % interval {:.2f} to {:.2f}".format(*finals[0]["interval"]))
     return "; ".join([*told, *_stops(row, epochs, records), *_differences(records)])
