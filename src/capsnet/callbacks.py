@@ -154,6 +154,8 @@ class MovingAverage(WeightAveraging):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         pl_module.to(trainer.strategy.root_device)  # where Lightning moves it next; the average stays where it is made
         super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:  # how many steps it has seen is asked at each; a GPU would have to answer
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = True

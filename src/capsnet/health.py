@@ -26,6 +26,8 @@ def vital_signs(model: CapsNet, images: UInt8[Tensor, "count channels height wid
     `conv_norm`, `primary_norm`, `class_norm`: root mean square of Conv1, mean length of a primary capsule, and of the
     longest class capsule. With hidden capsules, `dead_hidden` and `hidden_norm` are those of the last layer of them.
     """
+    training = model.training
+    model.eval()  # in training, batch normalisation would go by these images
     device = next(model.parameters()).device
     features = model.features(to_float(images.to(device)))
     primary = model.primary(features)
@@ -44,6 +46,7 @@ def vital_signs(model: CapsNet, images: UInt8[Tensor, "count channels height wid
     }
     if model.hidden:
         signs |= {"dead_hidden": _dead(voting, model.voter_types), "hidden_norm": float(voting.mean())}
+    model.train(training)
     return signs
 
 

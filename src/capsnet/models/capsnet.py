@@ -37,7 +37,7 @@ class CapsNet(nn.Module):
 
     `batch_norm` normalises what the primary capsules squash while the network is trained, and `temperature` multiplies
     the logits of routing. The paper has neither; with them lengths of primary capsules vary, and routing decides.
-    `fold_batch_norm` ends the training: the network is then the paper's, but for the temperature, and computes the same.
+    `fold_batch_norm` ends the training: the network is then the paper's but for the temperature, and computes the same.
     """
 
     def __init__(
@@ -92,9 +92,7 @@ class CapsNet(nn.Module):
         self.conv = Conv2d(features[0], conv_channels, kernel_size, relu=True)
         # He et al. 2015: keeps the scale of activations through a ReLU; see PrimaryCapsules for why scale matters.
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
-        self.primary = PrimaryCapsules(
-            conv_channels, primary_types, primary_dim, kernel_size, batch_norm=batch_norm
-        )
+        self.primary = PrimaryCapsules(conv_channels, primary_types, primary_dim, kernel_size, batch_norm=batch_norm)
         routing: dict[str, Any] = {"iterations": iterations, "leaky": leaky, "temperature": temperature}
         self.hidden, self.voter_grid, self.voter_types, dim = hidden_layers(
             hidden_capsules, self.grid, primary_types, primary_dim, **routing

@@ -31,9 +31,7 @@ def hidden_layers(
         if len(size) == 2:
             below = grid[0] * grid[1] * types
             layers.append(
-                DenseCapsules(
-                    below, dim, *size, iterations, leaky=leaky, temperature=temperature, input_length=length
-                )
+                DenseCapsules(below, dim, *size, iterations, leaky=leaky, temperature=temperature, input_length=length)
             )
             grid, (types, dim) = (1, 1), size
         elif len(size) in (3, 4):
