@@ -1,7 +1,7 @@
 """Batches for training: cut from a set on the device, by an order and an augmentation that seed and epoch decide."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -40,6 +40,11 @@ class RawBatch(NamedTuple):
     images: UInt8[Tensor, "batch channels height width"]
     labels: Labels
     targets: UInt8[Tensor, "batch present channels height width"] | Poses | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "RawBatch":
+        """The batch with each of its tensors changed."""
+        targets = None if self.targets is None else change(self.targets)
+        return RawBatch(change(self.images), change(self.labels), targets)
 
     def to_float(self) -> Batch:
         targets = self.targets
@@ -124,7 +129,7 @@ class Batches(LightningDataModule):
             self._plan(epoch)
         start, stop, _ = self.train_part(step)
         if self.whole_epoch is not None:
-            return RawBatch(*(None if part is None else part[start:stop] for part in self.whole_epoch))
+            return self.whole_epoch.each(lambda part: part[start:stop])
         return self._made(start, stop)
 
     def _made(self, start: int, stop: int) -> RawBatch:
@@ -166,7 +171,12 @@ class Batches(LightningDataModule):
         """All images of an epoch, made a few thousand at a time: so a GPU is asked for much at once, and seldom."""
         count = len(self.epoch_set)
         pieces = [self._made(start, min(start + EPOCH_PIECE, count)) for start in range(0, count, EPOCH_PIECE)]
-        return RawBatch(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*pieces, strict=True)))
+        targets = [piece.targets for piece in pieces if piece.targets is not None]
+        return RawBatch(
+            torch.cat([piece.images for piece in pieces]),
+            torch.cat([piece.labels for piece in pieces]),
+            torch.cat(targets) if targets else None,
+        )
 
 
 class Augmentation:

@@ -36,7 +36,7 @@ class GraphedStep:
         optimizer: AdamW,
         example: RawBatch,
     ) -> None:
-        self.batch = RawBatch(*(None if part is None else part.clone() for part in example))
+        self.batch = example.each(torch.clone)
         self.rate = torch.zeros((), device=example.images.device)
         with _restored(model, optimizer):
             _on_side_stream(lambda: [self._step(compute, optimizer) for _ in range(WARM_UP_STEPS)])
@@ -46,7 +46,7 @@ class GraphedStep:
 
     def __call__(self, batch: RawBatch, rate: float) -> dict[str, Tensor]:
         for kept, part in zip(self.batch, batch, strict=True):
-            if kept is not None:
+            if kept is not None and part is not None:
                 kept.copy_(part)
         self.rate.fill_(rate)
         self.graph.replay()
