@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu-wheels gpu-dry-run clean
 
 demo: $(VENV)/.installed  ## train CapsNet on MNIST for one epoch, test it, draw reconstructions
 	$(BIN)/capsnet train --epochs 1
@@ -35,6 +35,15 @@ $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 
 bench: $(VENV)/.installed  ## speed and memory beside a textbook implementation
 	$(BIN)/capsnet bench
+
+gpu-wheels: $(VENV)/.installed  ## what scripts/gpu.sh takes to a machine with a GPU and no network: docs/gpu.md
+	rm -rf .gpu
+	$(PIP) --target .gpu/site --no-deps --only-binary=:all: --python-version 3.12 --implementation py --abi none \
+		--platform any tyro docstring_parser typeguard platformdirs
+	$(BIN)/python scripts/gpu_site.py
+
+gpu-dry-run: $(VENV)/.installed-dev  ## scripts/gpu.sh, tried on this machine's CPU with tiny rows
+	$(BIN)/python -m pytest tests/test_gpu_script.py
 
 clean:  ## remove the environment; runs are kept
 	rm -rf $(VENV)

@@ -337,6 +337,6 @@ def test_runs_of_the_tables_are_not_resumed_by_train(tiny, capsys, monkeypatch):
 
 def test_multimnist_is_tested_on_the_papers_number_of_pairs_in_full():
     assert reproduce.FULL_TEST_PAIRS == 10_000_000
-    test_sets = reproduce._test_sets(ROWS["multimnist-r3-rec"], TableSettings(full=True))
+    test_sets = reproduce.test_sets(ROWS["multimnist-r3-rec"], TableSettings(full=True))
     assert len(test_sets["multimnist"]) == 10_000_000
-    assert len(reproduce._test_sets(ROWS["multimnist-r3-rec"], TableSettings())["multimnist"]) == multimnist.TEST_PAIRS
+    assert len(reproduce.test_sets(ROWS["multimnist-r3-rec"], TableSettings())["multimnist"]) == multimnist.TEST_PAIRS

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ def fit(
     tensorboard: bool = False,
     progress: bool = True,
     command: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> list[dict[str, Any]]:
     """Train `model` in place; returns what `metrics.csv` holds, a dictionary for each epoch.
 
@@ -63,6 +64,7 @@ def fit(
     With `out`, a run folder is written: config first, checkpoints on the way, weights at the end. `resume` goes on from
     its last checkpoint, if model, recipe and images are the same. `held_out` is tested after each epoch, and training
     may stop by it (`recipe.stop_at_error`); errors are in percent. `command` is recorded in the run's config.
+    `callbacks` are Lightning's, called beside ours.
 
     With `devices`, so many processes share each batch (`recipe.batch_size` is that of all together) and add up their
     gradients; under torchrun and srun, those that were started. Every process runs the whole program, the first alone
@@ -107,7 +109,9 @@ def fit(
             runs.require_free(folder)  # of two that started at once one has the lock, and has begun
             runs.write_config(folder, model, fingerprint=fingerprint, **sections)
         with working_together(team):
-            rows = _train(model, train_set, recipe, held_out, folder, fingerprint, team, tensorboard, progress)
+            rows = _train(
+                model, train_set, recipe, held_out, folder, fingerprint, team, tensorboard, progress, callbacks
+            )
         if folder and writes:
             runs.save_weights(model, folder)
     return rows
@@ -123,6 +127,7 @@ def _train(
     team: Team,
     tensorboard: bool,
     progress: bool,
+    more_callbacks: Sequence[Callback],
 ) -> list[dict[str, Any]]:
     """From the folder's last checkpoint, if there is one, to the end."""
     recorder = Recorder(recipe.batch_size, folder, _cropped(train_set, recipe.crop).batch(0, PROBE).images)
@@ -134,6 +139,7 @@ def _train(
         callbacks.append(StopAtError(recorder, recipe.stop_at_error))
     if progress and team.rank == 0:
         callbacks.insert(-1, ShowProgress(recorder))
+    callbacks += more_callbacks
     checkpoint = folder / runs.CHECKPOINT if folder else None
     reader = SafeCheckpointIO(fingerprint)
     with _quiet_lightning(), checkpoints.catching_signals():

@@ -1,6 +1,7 @@
 """`capsnet reproduce`"""
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ class Reproduce:
     """Runs of each row, with the seeds 0, 1, …; by default as many as the row wants, mostly three."""
     epochs: int | None = None
     """Train for so many epochs instead of the row's own; such runs get a line of their own."""
+    budget: float | None = None
+    """Seconds that all of it may take. The speed is measured, and each row gets as many of its epochs as there is time
+    for."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
     out: Path = Path("results")
@@ -46,18 +50,20 @@ class Reproduce:
     json: bool = False
     """Print the table as JSON: a list of {row, data, model, runs, epochs, mean, std, paper}, errors in percent."""
 
-    def run(self) -> None:
+    def run(self) -> int:
         if any(number is not None and number < 1 for number in (self.seeds, self.epochs)):
             raise InputError("seeds and epochs must be at least 1")
+        if self.budget is not None and not (0 < self.budget < math.inf and self.epochs is None):
+            raise InputError("a budget is a number of seconds above 0, and chooses the epochs: leave --epochs out")
         if SPATIAL in self.rows:
-            refuse("the paper's tables", full=self.full, smallnorb=self.smallnorb, affnist=self.affnist)
+            tables = {"full": self.full, "smallnorb": self.smallnorb, "affnist": self.affnist, "budget": self.budget}
+            refuse("the paper's tables", **tables)
             self._test_claim()
-            return
+            return 0
         refuse(f"capsnet reproduce {SPATIAL}", parts=self.parts, models=self.models)
         rows = find_rows(self.rows)
         read_records(self.out)  # a damaged one is told now, not after hours of training
-        if not self.table:
-            self._make_runs(rows)
+        failed = 0 if self.table else self._make_runs(rows)
         records = read_records(self.out)
         if not records:
             print(f"there are no records in {self.out / FOLDER}; --out names the folder of another", file=sys.stderr)
@@ -67,6 +73,7 @@ class Reproduce:
                 print(f"not counted, as the row was defined otherwise then: {run}", file=sys.stderr)
         lines = make_table(rows, records)
         print(json.dumps([line.as_json() for line in lines]) if self.json else format_table(lines))
+        return 1 if failed else 0
 
     def _test_claim(self) -> None:
         if len(self.rows) > 1:
@@ -82,7 +89,8 @@ class Reproduce:
             in_json=self.json,
         )
 
-    def _make_runs(self, rows: list[Row]) -> None:
+    def _make_runs(self, rows: list[Row]) -> int:
+        """Returns how many failed, of those within a budget; otherwise the first that fails raises."""
         # with Lightning, which the table does not need
         from capsnet.experiments.reproduce import NotAtHandError, TableSettings, check_files, reproduce
 
@@ -97,6 +105,11 @@ class Reproduce:
             commit=current_commit(),
         )
         check_files(settings)  # now, not after hours of other rows
+        if self.budget is not None:
+            from capsnet.experiments.budget import reproduce_within
+
+            at_hand = [row for row in rows if self.rows or not row.needs]
+            return reproduce_within(self.budget, at_hand, self.seeds, settings)
         for row in rows:
             try:
                 for seed in range(self.seeds or row.seeds):
@@ -107,3 +120,4 @@ class Reproduce:
                 print(f"{row.name} left out: {error}", file=sys.stderr)
             except KeyboardInterrupt as stop:
                 raise KeyboardInterrupt(f"{str(stop) or 'interrupted'}; go on with: {typed}") from None
+        return 0

@@ -1,5 +1,6 @@
 """What is kept of a run: one JSON file, with all that is needed to judge it and to do it again."""
 
+import hashlib
 import math
 import subprocess
 from pathlib import Path
@@ -12,6 +13,9 @@ from capsnet.recipe import is_recipe
 
 FOLDER = "runs"
 CHECKOUT = Path(__file__).parents[3]
+COPIED = Path(".gpu", "commit.json")
+"""Where a copy without Git's own folder has the commit that it is a copy of (`make gpu-wheels`)."""
+DIRTY = " (dirty)"
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "row": str,
     "seed": int,
@@ -69,10 +73,11 @@ def is_current(record: dict[str, Any]) -> bool:
 def current_commit(root: Path = CHECKOUT) -> str | None:
     """The commit of the code that runs, marked if the tree was changed; None if it is no checkout.
 
-    What is under results/ does not count: the runs write it themselves.
+    What is under results/ does not count: the runs write it themselves. A copy that is no checkout may know by `COPIED`
+    what it was copied from.
     """
     if not (root / ".git").exists():
-        return None
+        return _copied_commit(root) if (root / COPIED).exists() else None
     try:
         head, changed = (
             subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
@@ -80,7 +85,29 @@ def current_commit(root: Path = CHECKOUT) -> str | None:
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return f"{head} (dirty)" if changed else head
+    return head + DIRTY if changed else head
+
+
+def note_commit(root: Path = CHECKOUT) -> None:
+    """For copies of a checkout: write down its commit, and what the code was then."""
+    runs.make_folder((root / COPIED).parent)
+    runs.write_json(root / COPIED, {"commit": current_commit(root), "code": _digest(root)})
+
+
+def _copied_commit(root: Path) -> str | None:
+    noted = runs.read_json(root / COPIED)
+    commit = noted.get("commit")
+    if not isinstance(commit, str) or noted.get("code") == _digest(root) or commit.endswith(DIRTY):
+        return commit
+    return commit + DIRTY
+
+
+def _digest(root: Path) -> str:
+    """Of the package's code."""
+    digest = hashlib.sha256()
+    for path in sorted((root / "src").rglob("*.py")):
+        digest.update(f"{path.relative_to(root)} {path.stat().st_size} ".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _says_where_it_stopped(record: dict[str, Any]) -> bool:

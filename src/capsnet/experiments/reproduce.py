@@ -46,7 +46,7 @@ def reproduce(row: Row, seed: int, epochs: int, settings: TableSettings) -> None
     path = record_path(settings.results, row, seed, epochs)
     if path.exists() and _is_done(path, row, settings):
         return
-    test_sets = _test_sets(row, settings)  # now, not after hours of training for which there is no test
+    tests = test_sets(row, settings)  # now, not after hours of training for which there is no test
     train_set, held_out = training_sets(row, row.held_out, settings)
     runs.make_folder(path.parent)
     recipe = row.run_recipe(seed, epochs)
@@ -60,7 +60,7 @@ def reproduce(row: Row, seed: int, epochs: int, settings: TableSettings) -> None
         members.append(trained(row.name, row.definition(), build, train_set, own, place, settings, held_out))
     _tell(f"{path.stem}: testing")
     model = members[0] if len(members) == 1 else Ensemble(members)
-    outcomes = {name: evaluate(model, data, settings.device, row.shifts) for name, data in test_sets.items()}
+    outcomes = {name: evaluate(model, data, settings.device, row.shifts) for name, data in tests.items()}
     runs.write_json(path, _record(row, recipe, folder, outcomes, settings))
 
 
@@ -107,7 +107,8 @@ def _tested_on(row: Row, settings: TableSettings) -> list[str]:
     return list(dict.fromkeys((row.test_data, row.data, *published)))
 
 
-def _test_sets(row: Row, settings: TableSettings) -> dict[str, ImageSet | PairSet]:
+def test_sets(row: Row, settings: TableSettings) -> dict[str, ImageSet | PairSet]:
+    """What is tested on, by name; the set that the row is about first."""
     opened = {name: _open(name, "test", settings) for name in _tested_on(row, settings)}
     for name, data in opened.items():
         if isinstance(data, PairSet) and settings.full:

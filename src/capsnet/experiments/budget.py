@@ -1,0 +1,184 @@
+"""Runs within a budget of seconds: their speed is measured, and how many epochs there is time for follows from it."""
+
+import contextlib
+import math
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from capsnet.batches import Batches
+from capsnet.evaluation import BATCH, evaluate
+from capsnet.experiments.reproduce import TableSettings, reproduce, test_sets, training_sets
+from capsnet.experiments.rows import Row
+from capsnet.models import build_model
+from capsnet.training import fit
+
+WARM_UP, TIMED = 10, 50
+"""Training steps."""
+SPARE = 0.05
+"""Of what is left, so much is not planned with: no run takes as long as it did when it was timed."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that the runs of a row take, each with `seeds` of its own."""
+
+    row: Row
+    seeds: int
+    start: float
+    """Until the steps have their speed: data, model, compilation, warm-up."""
+    epoch: float
+    test: float
+
+    def run(self, epochs: int) -> float:
+        return self.start + epochs * self.epoch + self.test
+
+
+class _MeasuredError(Exception):
+    """All is known that training was begun for."""
+
+
+class Stopwatch(Callback):
+    """Times steps and the end of an epoch, in which there are `steps`; then ends training by `_MeasuredError`."""
+
+    def __init__(self, steps: int) -> None:
+        self.last = steps - 1
+        self.warm = min(WARM_UP, self.last)
+        self.moments: dict[str, float] = {}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        if batch_idx == self.warm:
+            self._note("warm", pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        if batch_idx == self.last:
+            self._note("stepped", pl_module.device)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch:
+            self._note("ended", pl_module.device)
+            raise _MeasuredError
+
+    @property
+    def step(self) -> float:
+        return (self.moments["stepped"] - self.moments["warm"]) / (self.last + 1 - self.warm)
+
+    @property
+    def epoch_end(self) -> float:
+        """Held-out images, vital signs, checkpoint."""
+        return self.moments["ended"] - self.moments["stepped"]
+
+    def _note(self, moment: str, device: torch.device) -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.moments[moment] = time.perf_counter()
+
+
+def reproduce_within(seconds: float, rows: Sequence[Row], seeds: int | None, settings: TableSettings) -> int:
+    """Make runs of these rows that are over in so many seconds; returns how many failed.
+
+    Each row is trained for the same share of its own epochs, all of them at most. Where that is less than an epoch,
+    the rows at the end of the list are left out. What fails is told, and the next one follows.
+    """
+    end = time.perf_counter() + seconds
+    failed, slower, paces = 0, 1.0, []
+    for row in rows:
+        try:
+            paces.append(measure(row, seeds or row.seeds, settings))
+            _tell(_told(paces[-1]))
+        except Exception:
+            failed += _failed(row.name)
+        if time.perf_counter() > end:
+            break
+    while paces:
+        epochs = plan(paces, (1 - SPARE) * (end - time.perf_counter()) / slower)
+        for pace in paces[len(epochs) :]:
+            _tell(f"{pace.row.name} left out: there is no time for an epoch of it")
+        if not epochs:
+            break
+        pace, paces = paces[0], paces[1 : len(epochs)]
+        for seed in range(pace.seeds):
+            left, wanted = end - time.perf_counter(), slower * pace.run(epochs[0])
+            if wanted > left:
+                _tell(f"{pace.row.name} with seed {seed} left out: it wants {wanted:.0f} s, and {left:.0f} s are left")
+                continue
+            started = time.perf_counter()
+            try:
+                reproduce(pace.row, seed, epochs[0], settings)
+            except Exception:
+                failed += _failed(f"{pace.row.name} with seed {seed}")
+            taken = time.perf_counter() - started
+            slower = max(1.0, taken / pace.run(epochs[0]))
+            _tell(f"{pace.row.name} with seed {seed}: {taken:.1f} s, planned {pace.run(epochs[0]):.1f} s")
+    return failed
+
+
+def plan(paces: Sequence[Pace], seconds: float) -> list[int]:
+    """Epochs of each row, the same share of its own for all; of fewer rows than there are if one would get none."""
+    for count in range(len(paces), 0, -1):
+        chosen = paces[:count]
+        fixed = sum(pace.seeds * pace.run(0) for pace in chosen)
+        whole = sum(pace.seeds * pace.row.recipe.epochs * pace.epoch for pace in chosen)
+        share = min(1.0, (seconds - fixed) / whole)
+        epochs = [math.floor(share * pace.row.recipe.epochs) for pace in chosen]
+        if min(epochs) >= 1:
+            return epochs
+    return []
+
+
+def measure(row: Row, seeds: int, settings: TableSettings) -> Pace:
+    """How long runs of a row take: of an epoch the first steps are timed and its end, of the tests the first images."""
+    began = time.perf_counter()
+    torch.manual_seed(0)
+    train_set, held_out = training_sets(row, row.held_out, settings)
+    tested = test_sets(row, settings)
+    recipe = row.recipe
+    steps = math.ceil(len(train_set) / recipe.batch_size)
+    few = min(steps, WARM_UP + TIMED)
+    model, watch = build_model(row.model, row.config), Stopwatch(few)
+    # Short epochs, but as many steps in all as the run has: that decides whether a step is compiled.
+    short = replace(recipe, epochs=1 + math.ceil(recipe.epochs * steps / few), stop_at_error=0.0)
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_MeasuredError):
+        fit(
+            model,
+            train_set.first(few * recipe.batch_size),
+            short,
+            held_out=held_out,
+            out=Path(folder) / "run",
+            device=str(settings.device),
+            progress=False,
+            callbacks=[watch],
+        )
+    test = 0.0
+    for data in tested.values():
+        evaluate(model, data.first(BATCH), settings.device, row.shifts)
+        some = data.first(2 * BATCH)
+        test += evaluate(model, some, settings.device, row.shifts).seconds * len(data) / len(some)
+    started = time.perf_counter()
+    Batches(train_set, None, recipe).train_batch(0, 0)  # with what is drawn for a whole epoch
+    planning = time.perf_counter() - started
+    epoch = steps * watch.step + watch.epoch_end + planning
+    return Pace(row, seeds, row.members * (watch.moments["warm"] - began), row.members * epoch, row.members * test)
+
+
+def _told(pace: Pace) -> str:
+    return f"{pace.row.name}: {pace.start:.1f} s to start, {pace.epoch:.2f} s an epoch, {pace.test:.1f} s to test"
+
+
+def _failed(what: str) -> int:
+    traceback.print_exc()
+    _tell(f"{what} failed")
+    return 1
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
