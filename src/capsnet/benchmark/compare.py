@@ -14,7 +14,7 @@ from capsnet.benchmark.workers import Job, SideError, Worker
 
 WARM_UP = 2
 """Steps before each turn: the others' turns have left the caches to them, and perhaps the memory."""
-SECONDS_A_TURN = {"cpu": 2.0, "mps": 2.0, "cuda": 0.25}
+SECONDS_A_TURN = {"cpu": 2.0, "mps": 2.0, "cuda": 0.2}
 SHARE_TO_WARM_UP = 0.6
 """Of the time that is left, how long compilers are waited for; who is ready by then is measured."""
 

@@ -60,6 +60,9 @@ def _textbook(
     optimizer = torch.optim.Adam(model.parameters(), fused=careful or None)
     loss, forward = model.loss, model
     if mode:
+        from torch._inductor import select_algorithm
+
+        select_algorithm.PRINT_AUTOTUNE = False  # tables of every product that it measures
         torch.set_float32_matmul_precision("high")  # as the compiler advises
         torch.backends.cudnn.benchmark = True  # the compiler leaves the convolutions' gradients to cuDNN
         loss = torch.compile(model.loss, mode=mode, dynamic=False)

@@ -37,8 +37,8 @@ class TextbookCapsNet(nn.Module):
     def to_channels_last(self) -> None:
         """As convolutions want it. The routing weight has four dimensions too, but no channels."""
         for conv in (self.conv, self.primary):
-            weight = conv.weight.data  # `contiguous(memory_format=…)` leaves Conv1's, of one channel, as it is
-            conv.weight.data = weight.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+            # `contiguous` would leave Conv1's weight, of one channel, as it is, and with it what Conv1 writes.
+            conv.weight.data = conv.weight.data.to(memory_format=torch.channels_last)
 
     def forward(self, images: Float[Tensor, "batch 1 height width"]) -> Float[Tensor, "batch 10 16"]:
         features = torch.relu(self.conv(images))

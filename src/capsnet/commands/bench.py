@@ -43,7 +43,7 @@ class Bench:
         on_gpu = device.type == "cuda"
         outcome = benchmark(
             self.network,
-            self.batch_sizes or (GPU_BATCH_SIZES if on_gpu else CPU_BATCH_SIZES),
+            tuple(dict.fromkeys(self.batch_sizes)) or (GPU_BATCH_SIZES if on_gpu else CPU_BATCH_SIZES),
             self.rounds,
             device,
             compiled=self.compiled,
