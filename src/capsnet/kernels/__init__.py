@@ -18,6 +18,7 @@ from capsnet.tracing import is_batched, is_traced
 
 _PARTS_A_THREAD = 4  # so that a thread which another program holds up does not hold up all
 _LONGEST = 32  # numbers of a capsule, for Triton's kernels
+_TYPES = torch.float32, torch.bfloat16, torch.float16
 _LEVELS = {"AVX512": "_avx512", "AVX2": "_avx2"}
 
 
@@ -68,13 +69,13 @@ def _has_triton(device: torch.device) -> bool:
 
 
 def fit_triton(*tensors: Tensor) -> bool:
-    """Whether Triton's kernels can take these: ordinary float32 tensors on one graphics card, with capsules that fit
-    into its registers."""
+    """Whether Triton's kernels can take these: ordinary tensors on one graphics card, of capsules short enough for its
+    registers, float32 or half precision."""
     return (
         not is_traced()
-        and all(t.device.type == "cuda" and t.dtype == torch.float32 and t.layout == torch.strided for t in tensors)
+        and all(t.device.type == "cuda" and t.dtype in _TYPES and t.layout == torch.strided for t in tensors)
         and all(type(t) in (Tensor, nn.Parameter) and not is_batched(t) for t in tensors)
-        and all(0 < t.numel() < 2**31 and t.shape[-1] <= _LONGEST for t in tensors)
+        and all(t.dim() and 0 < t.numel() < 2**31 and t.shape[-1] <= _LONGEST for t in tensors)
         and len({t.device for t in tensors}) == 1
         and _has_triton(tensors[0].device)
     )

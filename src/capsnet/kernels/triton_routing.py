@@ -23,7 +23,7 @@ DIM = -1  # of a capsule's numbers, in the layout of the output capsules
 # Sizes of a program: images, columns (output capsules times their numbers), warps, stages of the pipeline of loads.
 SHARES = dict(images=64, columns=64, num_warps=8, num_stages=2)
 SUMS = dict(images=64, columns=64, num_warps=8, num_stages=2)
-GRADIENTS = dict(images=64, columns=64, num_warps=8, num_stages=2)
+GRADIENTS = dict(images=64, columns=32, num_warps=4, num_stages=2)
 PROGRAMS = 4 * 132  # as many as keep the largest cards busy
 
 
@@ -85,17 +85,17 @@ class Gradients:
 
     def finish(self) -> tuple[Float[Tensor, "b i d"], Float[Tensor, "j i d e"]]:
         u, weight = self.u, self.weight
-        sizes, tiles, blocks, options = _sizes(u, weight, GRADIENTS)
+        sizes, _, blocks, options = _sizes(u, weight, GRADIENTS)
         totals, grads, shares = (torch.stack(x) if x else None for x in (self.totals, self.grads, self.shares))
-        grad_u = u.new_empty(tiles, *u.shape, dtype=torch.float32)
+        grad_u = u.new_empty(u.shape, dtype=torch.float32)
         grad_weight = weight.new_empty(blocks, *weight.shape)
-        per, splits = _cut(u.shape[1], blocks * tiles)
+        per, splits = _cut(u.shape[1], blocks)
         flags = dict(TOTALS=len(self.totals), EQUAL=self.equal is not None, CONSTANT=self.constant)
         with torch.cuda.device_of(u):
-            _gradients_kernel[(splits, blocks, tiles)](
+            _gradients_kernel[(splits, blocks)](
                 u, weight, totals, grads, self.equal, shares, grad_u, grad_weight, per, *sizes, **flags, **options
             )
-        return _sum(grad_u), _sum(grad_weight)
+        return grad_u, _sum(grad_weight)
 
 
 def _shares(
@@ -304,52 +304,58 @@ def _gradients_kernel(
     TOTALS: tl.constexpr, EQUAL: tl.constexpr, CONSTANT: tl.constexpr, PARTS: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    block, tile = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
     n = tl.arange(0, BLOCK_J * BLOCK_E)
-    j, e = tl.program_id(2) * BLOCK_J + n // BLOCK_E, n % BLOCK_E
-    last = tl.minimum(j, J - 1)
-    there = (j < J) & (e < E)
     k = tl.arange(0, 2 * BLOCK_D)  # large and small parts
     d = k % BLOCK_D
     numbers = tl.arange(0, BLOCK_D)
-    size = B * J * E
+    part = grad_weight + tl.program_id(1).to(tl.int64) * (J * I * D * E)
     first = tl.program_id(0) * per
-    for i in range(first, tl.minimum(first + per, I)):
-        x = _inputs(u, b, i, B, I, D, BLOCK_D, PARTS)
-        w = _weights(weight, last, e, i, I, D, E, BLOCK_D, PARTS)
-        votes = tl.dot(x, w, input_precision="tf32")
-        if EQUAL:
-            grad_votes = _outputs(equal, b, j, e, B, J, E)
-        else:
-            grad_votes = tl.zeros((BLOCK_B, BLOCK_J * BLOCK_E), tl.float32)
+    for tile in range(0, J, BLOCK_J):
+        j, e = tile + n // BLOCK_E, n % BLOCK_E
+        last = tl.minimum(j, J - 1)
+        there = (j < J) & (e < E)
+        v, g = (), ()
         for t in tl.static_range(TOTALS):
-            v = _outputs(totals + t * size, b, j, e, B, J, E)
-            g = _outputs(grads + t * size, b, j, e, B, J, E)
-            here = shares + t * 3 * B * I
-            c = _couplings(_agreement(votes, v, BLOCK_B, BLOCK_J, BLOCK_E), here, b, i, B, I)
-            grad_votes += _times(c, g, BLOCK_B, BLOCK_J, BLOCK_E)
-            if not CONSTANT:
-                mean = tl.load(here + (2 * B + b) * I + i, mask=b < B, other=0)
-                grad_logits = c * (_agreement(votes, g, BLOCK_B, BLOCK_J, BLOCK_E) - mean[:, None])
-                grad_votes += _times(grad_logits, v, BLOCK_B, BLOCK_J, BLOCK_E)
-        large = _large(grad_votes)
-        small = grad_votes - large
+            v = v + (_outputs(totals + t * B * J * E, b, j, e, B, J, E),)
+            g = g + (_outputs(grads + t * B * J * E, b, j, e, B, J, E),)
+        if EQUAL:
+            constant = _outputs(equal, b, j, e, B, J, E)
+        else:
+            constant = tl.zeros((BLOCK_B, BLOCK_J * BLOCK_E), tl.float32)
+        for i in range(first, tl.minimum(first + per, I)):
+            x = _inputs(u, b, i, B, I, D, BLOCK_D, PARTS)
+            w = _weights(weight, last, e, i, I, D, E, BLOCK_D, PARTS)
+            votes = tl.dot(x, w, input_precision="tf32")
+            grad_votes = constant
+            for t in tl.static_range(TOTALS):
+                here = shares + t * 3 * B * I
+                c = _couplings(_agreement(votes, v[t], BLOCK_B, BLOCK_J, BLOCK_E), here, b, i, B, I)
+                grad_votes += _times(c, g[t], BLOCK_B, BLOCK_J, BLOCK_E)
+                if not CONSTANT:
+                    mean = tl.load(here + (2 * B + b) * I + i, mask=b < B, other=0)
+                    grad_logits = c * (_agreement(votes, g[t], BLOCK_B, BLOCK_J, BLOCK_E) - mean[:, None])
+                    grad_votes += _times(grad_logits, v[t], BLOCK_B, BLOCK_J, BLOCK_E)
+            large = _large(grad_votes)
+            small = grad_votes - large
 
-        there_w = there[:, None] & (d[None, :] < D)
-        w = tl.load(weight + ((last[:, None] * I + i) * D + d[None, :]) * E + e[:, None], mask=there_w, other=0)
-        w = tl.where(k[None, :] < BLOCK_D, _large(w), w - _large(w))
-        pulled = tl.dot(small, w, input_precision="tf32")
-        pulled = tl.dot(large, w, pulled, input_precision="tf32")
-        pulled = tl.sum(tl.reshape(pulled, (BLOCK_B, 2, BLOCK_D)), 1)
-        to = grad_u + ((tile * B + b[:, None]) * I + i) * D + numbers[None, :]
-        tl.store(to, pulled, mask=(b[:, None] < B) & (numbers[None, :] < D))
+            there_w = there[:, None] & (d[None, :] < D)
+            w = tl.load(weight + ((last[:, None] * I + i) * D + d[None, :]) * E + e[:, None], mask=there_w, other=0)
+            w = tl.where(k[None, :] < BLOCK_D, _large(w), w - _large(w))
+            pulled = tl.dot(small, w, input_precision="tf32")
+            pulled = tl.dot(large, w, pulled, input_precision="tf32")
+            pulled = tl.sum(tl.reshape(pulled, (BLOCK_B, 2, BLOCK_D)), 1)
+            # The same program, and the same thread of it, adds what the next output capsules say.
+            to = grad_u + (b[:, None] * I + i) * D + numbers[None, :]
+            there_u = (b[:, None] < B) & (numbers[None, :] < D)
+            pulled += tl.load(to, mask=there_u & (tile > 0), other=0)
+            tl.store(to, pulled, mask=there_u)
 
-        there_u = (b[None, :] < B) & (d[:, None] < D)
-        x = tl.load(u + (b[None, :] * I + i) * D + d[:, None], mask=there_u, other=0).to(tl.float32)
-        x = tl.where(k[:, None] < BLOCK_D, _large(x), x - _large(x))
-        outer = tl.dot(x, small, input_precision="tf32")
-        outer = tl.dot(x, large, outer, input_precision="tf32")
-        outer = tl.sum(tl.reshape(outer, (2, BLOCK_D, BLOCK_J * BLOCK_E)), 0)
-        to = grad_weight + (((block * J + j[None, :]) * I + i) * D + numbers[:, None]) * E + e[None, :]
-        tl.store(to, outer, mask=there[None, :] & (numbers[:, None] < D))
+            there_u = (b[None, :] < B) & (d[:, None] < D)
+            x = tl.load(u + (b[None, :] * I + i) * D + d[:, None], mask=there_u, other=0).to(tl.float32)
+            x = tl.where(k[:, None] < BLOCK_D, _large(x), x - _large(x))
+            outer = tl.dot(x, small, input_precision="tf32")
+            outer = tl.dot(x, large, outer, input_precision="tf32")
+            outer = tl.sum(tl.reshape(outer, (2, BLOCK_D, BLOCK_J * BLOCK_E)), 0)
+            to = part + ((j[None, :] * I + i) * D + numbers[:, None]) * E + e[None, :]
+            tl.store(to, outer, mask=there[None, :] & (numbers[:, None] < D))
