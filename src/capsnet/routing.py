@@ -68,7 +68,6 @@ def route(
     precise = torch.promote_types(dtype, torch.float32)
     with _no_autocast(inputs):
         inputs, weight = inputs.to(precise), weight.to(precise)
-        # A fused kernel for an accelerator would be a third branch here.
         if is_traced() or _better_stored(inputs, weight):
             capsules = _procedure(inputs, weight, iterations, leaky, detach_early, temperature)
         else:
@@ -142,9 +141,8 @@ class _Routing(torch.autograd.Function):
         inputs, weight, *sums = ctx.saved_tensors
         _, leaky, detach_early, temperature = ctx.options
         passes = _passes(inputs, weight)
-        compiled = passes is compiled_passes
         # The gradient is to be differentiated again, or vectorized.
-        if torch.is_grad_enabled() or is_traced() or (compiled and not kernels.fit(grad)):
+        if torch.is_grad_enabled() or is_traced() or _passes(inputs, weight, grad) is not passes:
             return _procedure_backward(ctx, grad)
         with _no_autocast(inputs):
             u, weight = passes.arrange_inputs(inputs), weight.contiguous()
@@ -171,8 +169,14 @@ def _no_autocast(x: Tensor) -> AbstractContextManager:
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
-def _passes(inputs: Tensor, weight: Tensor) -> ModuleType:
-    return compiled_passes if kernels.fit(inputs, weight) else routing_passes
+def _passes(*tensors: Tensor) -> ModuleType:
+    if kernels.fit(*tensors):
+        return compiled_passes
+    if kernels.fit_triton(*tensors):
+        from capsnet.kernels import triton_routing  # imports Triton
+
+        return triton_routing
+    return routing_passes
 
 
 def _procedure_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -199,6 +203,8 @@ def _better_stored(inputs: Float[Tensor, "b i d"], weight: Float[Tensor, "j i d 
     MNIST images.
     """
     votes = len(inputs) * weight[:, :, 0].numel()
-    if _passes(inputs, weight) is compiled_passes:
+    if kernels.fit_triton(inputs, weight):
+        return False
+    if kernels.fit(inputs, weight):
         return len(inputs) < 8 and votes <= _FEW_VOTES
     return votes <= 2 * routing_passes.chunk_size(inputs) * inputs.shape[2]
