@@ -40,23 +40,20 @@ class GraphedStep:
         self.rate = torch.zeros((), device=example.images.device)
         with _restored(model, optimizer):
             _on_side_stream(lambda: [self._step(compute, optimizer) for _ in range(WARM_UP_STEPS)])
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.outputs = self._step(compute, optimizer)
+        self.replay = _captured(lambda: self._step(compute, optimizer))
 
     def __call__(self, batch: RawBatch, rate: float) -> dict[str, Tensor]:
         for kept, part in zip(self.batch, batch, strict=True):
             if kept is not None and part is not None:
                 kept.copy_(part)
         self.rate.fill_(rate)
-        self.graph.replay()
-        return self.outputs
+        return self.replay()
 
     def _step(
         self, compute: Callable[[RawBatch], tuple[Loss, dict[str, Tensor]]], optimizer: AdamW
     ) -> dict[str, Tensor]:
         optimizer.zero_grad()
-        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+        with torch.autocast(self.rate.device.type, torch.bfloat16, self.rate.is_cuda, cache_enabled=False):
             loss, outputs = compute(self.batch)
         loss.total.backward()
         with _rate_on_device(optimizer, self.rate):
@@ -79,10 +76,14 @@ def _rate_on_device(optimizer: AdamW, rate: Tensor) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _restored(model: nn.Module, optimizer: AdamW) -> Iterator[None]:
-    """What warming up does to weights, buffers and averages is undone; averages that it has made become zero."""
+    """What warming up does to weights, buffers, averages and random numbers is undone.
+
+    Averages that it has made become zero.
+    """
     kept = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
     kept += [(tensor, tensor.clone()) for tensor in _averages(optimizer)]
-    yield
+    with torch.random.fork_rng():
+        yield
     with torch.no_grad():
         for tensor in _averages(optimizer):
             tensor.zero_()
@@ -92,6 +93,19 @@ def _restored(model: nn.Module, optimizer: AdamW) -> Iterator[None]:
 
 def _averages(optimizer: AdamW) -> list[Tensor]:
     return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+
+
+def _captured(work: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
+    """The work as a graph; each replay writes its results to the same places."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = work()
+
+    def replay() -> dict[str, Tensor]:
+        graph.replay()
+        return outputs
+
+    return replay
 
 
 def _on_side_stream(work: Callable[[], Any]) -> None:

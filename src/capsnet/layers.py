@@ -47,6 +47,7 @@ class PrimaryCapsules(nn.Module):
         nn.init.normal_(self.conv.weight, std=7 * (in_channels * kernel_size**2) ** -0.5)
         nn.init.zeros_(_bias(self.conv))
         self.norm = BatchNorm(types * dim, scale=dim**-0.5) if batch_norm else None
+        _bias(self.conv).requires_grad_(not batch_norm)  # normalising would take away what it adds
 
     def forward(self, features: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch capsules dim"]:
         s = self.conv(features)
@@ -61,7 +62,7 @@ class PrimaryCapsules(nn.Module):
             return
         scale, shift = self.norm.scale_and_shift()
         self.conv.weight.mul_(scale[:, None, None, None])
-        _bias(self.conv).mul_(scale).add_(shift)
+        _bias(self.conv).mul_(scale).add_(shift).requires_grad_()
         self.norm = None
 
 

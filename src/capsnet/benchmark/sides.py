@@ -7,9 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from capsnet.batches import RawBatch
 from capsnet.benchmark.textbook import TextbookCapsNet
-from capsnet.devices import training_loss
-from capsnet.models import CapsNet
+from capsnet.cuda_graph import GraphedStep
+from capsnet.devices import training_loss, worth_a_graph
+from capsnet.models import CapsNet, Loss
 from capsnet.optimizer import AdamW
 
 LONG_RUN = 10**6
@@ -102,6 +104,15 @@ def _our_training_step(
     """A step as `fit` takes it."""
     optimizer = AdamW(model.parameters(), weight_decay=0)
     loss = training_loss(model, device, LONG_RUN)
+    model.train()
+    if worth_a_graph(device, LONG_RUN):
+        batch = RawBatch(images, labels)
+
+        def computed(batch: RawBatch) -> tuple[Loss, dict[str, Tensor]]:
+            return loss(batch.images, batch.labels), {}
+
+        graph = GraphedStep(computed, model, optimizer, batch)
+        return lambda: model.train() and graph(batch, 0.001)
 
     def step() -> None:
         model.train()
