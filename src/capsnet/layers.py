@@ -106,6 +106,12 @@ class DenseCapsules(nn.Module):
             temperature=self.temperature,
         )
 
+    def after_one_iteration(
+        self, u: Float[Tensor, "batch in_capsules in_dim"]
+    ) -> Float[Tensor, "batch out_capsules out_dim"]:
+        """What comes out of equal couplings, before routing by agreement has begun."""
+        return routing.route(u, self.weight, 1, leaky=self.leaky)
+
     def couplings(
         self, u: Float[Tensor, "batch in_capsules in_dim"]
     ) -> Float[Tensor, "iterations batch in_capsules out_capsules"]:

@@ -130,7 +130,7 @@ def _train(
     more_callbacks: Sequence[Callback],
 ) -> list[dict[str, Any]]:
     """From the folder's last checkpoint, if there is one, to the end."""
-    recorder = Recorder(recipe.batch_size, folder, _cropped(train_set, recipe.crop).batch(0, PROBE).images)
+    recorder = Recorder(recipe.batch_size, folder, _cropped(train_set, recipe.crop).batch(0, PROBE))
     checkpoints = Checkpoints(recorder, folder, fingerprint, speaks=team.rank == 0)
     callbacks: list[Callback] = [recorder, checkpoints]
     if recipe.ema_decay:
