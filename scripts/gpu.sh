@@ -54,7 +54,8 @@ part() {
 echo "budget $budget s on $device, $(date -u +%FT%TZ)" | tee "$out/parts.txt"
 { nvidia-smi || echo "there is no nvidia-smi"; } >"$out/machine.log" 2>&1
 
-part tests 45 "$python" -m pytest -o addopts= -v -rs -m gpu -p no:cacheprovider --color=no tests/test_gpu*.py
+part tests 45 "$python" -m pytest -o addopts= -v -rs -m gpu -p no:cacheprovider --color=no \
+  $(grep -l 'mark\.gpu' tests/test_*.py)
 
 answer=$out/bench.json part bench 90 env -C "$work" $capsnet bench --device "$device" --json "${bench[@]}"
 

@@ -14,17 +14,17 @@ from pathlib import Path
 
 ARCHIVE = "gpu-results.tar.gz"
 LIMIT = 15_000_000
-"""Bytes; the weights of the smaller models are added while there is room."""
+"""Bytes before compression; the weights of the smaller models are added while there is room."""
 LOG_LIMIT = 300_000
 """Bytes; of a longer log the end is kept."""
 LINES = 100
 
 
-def pack(work: Path, out: Path) -> None:
+def pack(work: Path, out: Path, weights: bool) -> None:
     partial = out / f"{ARCHIVE}.partial"
     size = 0
     with tarfile.open(partial, "w:gz", compresslevel=6) as archive:
-        for name, content in _contents(work, out):
+        for name, content in _contents(work, out, weights):
             if size + len(content) > LIMIT:
                 continue
             size += len(content)
@@ -34,7 +34,7 @@ def pack(work: Path, out: Path) -> None:
     partial.replace(out / ARCHIVE)
 
 
-def _contents(work: Path, out: Path) -> Iterator[tuple[str, bytes]]:
+def _contents(work: Path, out: Path, weights: bool) -> Iterator[tuple[str, bytes]]:
     """Names in the archive and what they hold, what must not be missing first."""
     for path in sorted((work / "results" / "runs").glob("*.json")):
         yield f"results/runs/{path.name}", path.read_bytes()
@@ -46,7 +46,8 @@ def _contents(work: Path, out: Path) -> Iterator[tuple[str, bytes]]:
     for pattern in ("metrics.csv", "config.json"):
         for path in sorted(folders.rglob(pattern)):
             yield f"runs/{path.relative_to(folders).as_posix()}", path.read_bytes()
-    for path in sorted(folders.rglob("model.safetensors"), key=lambda path: path.stat().st_size):
+    models = folders.rglob("model.safetensors") if weights else ()
+    for path in sorted(models, key=lambda path: path.stat().st_size):
         yield f"runs/{path.relative_to(folders).as_posix()}", path.read_bytes()
 
 
@@ -90,9 +91,9 @@ def _log(out: Path, name: str) -> list[str]:
 
 
 def main() -> None:
-    work, out = Path(sys.argv[1]), Path(sys.argv[2])
-    pack(work, out)
-    if "--summary" in sys.argv:
+    work, out, last = Path(sys.argv[1]), Path(sys.argv[2]), "--summary" in sys.argv
+    pack(work, out, weights=last)
+    if last:
         print("\n".join(["", *summary(work, out)]))
 
 

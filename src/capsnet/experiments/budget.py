@@ -90,15 +90,8 @@ def reproduce_within(seconds: float, rows: Sequence[Row], seeds: int | None, set
     the rows at the end of the list are left out. What fails is told, and the next one follows.
     """
     end = time.perf_counter() + seconds
-    failed, slower, paces = 0, 1.0, []
-    for row in rows:
-        try:
-            paces.append(measure(row, seeds or row.seeds, settings))
-            _tell(_told(paces[-1]))
-        except Exception:
-            failed += _failed(row.name)
-        if time.perf_counter() > end:
-            break
+    paces, failed = _paces(rows, seeds, settings, patience=seconds / 3)
+    slower = 1.0
     while paces:
         epochs = plan(paces, (1 - SPARE) * (end - time.perf_counter()) / slower)
         for pace in paces[len(epochs) :]:
@@ -107,19 +100,36 @@ def reproduce_within(seconds: float, rows: Sequence[Row], seeds: int | None, set
             break
         pace, paces = paces[0], paces[1 : len(epochs)]
         for seed in range(pace.seeds):
-            left, wanted = end - time.perf_counter(), slower * pace.run(epochs[0])
-            if wanted > left:
-                _tell(f"{pace.row.name} with seed {seed} left out: it wants {wanted:.0f} s, and {left:.0f} s are left")
+            what = f"{pace.row.name} with seed {seed}"
+            planned, started = pace.run(epochs[0]), time.perf_counter()
+            if slower * planned > end - started:
+                _tell(f"{what} left out: it wants {slower * planned:.0f} s, and {end - started:.0f} s are left")
                 continue
-            started = time.perf_counter()
             try:
                 reproduce(pace.row, seed, epochs[0], settings)
             except Exception:
-                failed += _failed(f"{pace.row.name} with seed {seed}")
+                failed += _failed(what)
             taken = time.perf_counter() - started
-            slower = max(1.0, taken / pace.run(epochs[0]))
-            _tell(f"{pace.row.name} with seed {seed}: {taken:.1f} s, planned {pace.run(epochs[0]):.1f} s")
+            slower = max(1.0, taken / planned)
+            _tell(f"{what}: {taken:.1f} s, planned {planned:.1f} s")
     return failed
+
+
+def _paces(rows: Sequence[Row], seeds: int | None, settings: TableSettings, patience: float) -> tuple[list[Pace], int]:
+    """How long runs take, of as many rows as so many seconds are enough for; and how many failed already."""
+    paces, failed, started = [], 0, time.perf_counter()
+    for row in rows:
+        if time.perf_counter() > started + patience:
+            _tell(f"{row.name} left out: to time it would take what the others need")
+            continue
+        try:
+            pace = measure(row, seeds or row.seeds, settings)
+        except Exception:
+            failed += _failed(row.name)
+        else:
+            _tell(f"{row.name}: {pace.start:.1f} s to start, {pace.epoch:.2f} s an epoch, {pace.test:.1f} s to test")
+            paces.append(pace)
+    return paces, failed
 
 
 def plan(paces: Sequence[Pace], seconds: float) -> list[int]:
@@ -168,10 +178,6 @@ def measure(row: Row, seeds: int, settings: TableSettings) -> Pace:
     planning = time.perf_counter() - started
     epoch = steps * watch.step + watch.epoch_end + planning
     return Pace(row, seeds, row.members * (watch.moments["warm"] - began), row.members * epoch, row.members * test)
-
-
-def _told(pace: Pace) -> str:
-    return f"{pace.row.name}: {pace.start:.1f} s to start, {pace.epoch:.2f} s an epoch, {pace.test:.1f} s to test"
 
 
 def _failed(what: str) -> int:
