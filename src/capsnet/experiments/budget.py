@@ -23,12 +23,12 @@ from capsnet.training import fit
 WARM_UP, TIMED = 10, 50
 """Training steps."""
 SPARE = 0.05
-"""Of what is left, so much is not planned with: no run takes as long as it did when it was timed."""
+"""Share of the time that is not planned with: no run takes exactly as long as its timing says."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that the runs of a row take, each with `seeds` of its own."""
+    """Seconds that a run of a row takes; `seeds` of them are to be made."""
 
     row: Row
     seeds: int
@@ -42,11 +42,11 @@ class Pace:
 
 
 class _MeasuredError(Exception):
-    """All is known that training was begun for."""
+    """Training has gone as far as it was to be timed."""
 
 
 class Stopwatch(Callback):
-    """Times steps and the end of an epoch, in which there are `steps`; then ends training by `_MeasuredError`."""
+    """Times an epoch of so many `steps` and what follows its last step; then ends training by `_MeasuredError`."""
 
     def __init__(self, steps: int) -> None:
         self.last = steps - 1
@@ -87,7 +87,7 @@ def reproduce_within(seconds: float, rows: Sequence[Row], seeds: int | None, set
     """Make runs of these rows that are over in so many seconds; returns how many failed.
 
     Each row is trained for the same share of its own epochs, all of them at most. Where that is less than an epoch,
-    the rows at the end of the list are left out. What fails is told, and the next one follows.
+    the rows at the end of the list are left out. A failure is reported, and the next run follows.
     """
     end = time.perf_counter() + seconds
     paces, failed = _paces(rows, seeds, settings, patience=seconds / 3)
@@ -116,7 +116,7 @@ def reproduce_within(seconds: float, rows: Sequence[Row], seeds: int | None, set
 
 
 def _paces(rows: Sequence[Row], seeds: int | None, settings: TableSettings, patience: float) -> tuple[list[Pace], int]:
-    """How long runs take, of as many rows as so many seconds are enough for; and how many failed already."""
+    """Times rows until `patience` seconds are over; returns what they take, and how many failed."""
     paces, failed, started = [], 0, time.perf_counter()
     for row in rows:
         if time.perf_counter() > started + patience:
@@ -133,7 +133,7 @@ def _paces(rows: Sequence[Row], seeds: int | None, settings: TableSettings, pati
 
 
 def plan(paces: Sequence[Pace], seconds: float) -> list[int]:
-    """Epochs of each row, the same share of its own for all; of fewer rows than there are if one would get none."""
+    """Epochs of each row: the same share of its own for all. Rows at the end are dropped until each gets one."""
     for count in range(len(paces), 0, -1):
         chosen = paces[:count]
         fixed = sum(pace.seeds * pace.run(0) for pace in chosen)
@@ -146,7 +146,7 @@ def plan(paces: Sequence[Pace], seconds: float) -> list[int]:
 
 
 def measure(row: Row, seeds: int, settings: TableSettings) -> Pace:
-    """How long runs of a row take: of an epoch the first steps are timed and its end, of the tests the first images."""
+    """How long a run of a row takes, from its first steps, the end of an epoch, and tests on the first images."""
     began = time.perf_counter()
     torch.manual_seed(0)
     train_set, held_out = training_sets(row, row.held_out, settings)
