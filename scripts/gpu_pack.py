@@ -55,7 +55,7 @@ def summary(work: Path, out: Path) -> list[str]:
     lines = (out / "parts.txt").read_text().splitlines()
     tests = _log(out, "tests")
     lines += ["", *[line for line in tests if line.startswith(("FAILED", "ERROR"))][:20], *tests[-1:]]
-    lines += ["", *_comparison(out / "bench.json")]
+    lines += ["", *_benchmark(out)]
     for path in sorted((work / "results" / "runs").glob("*.json")):
         record = json.loads(path.read_text())
         final, seconds = record["final"], record["seconds"]
@@ -68,13 +68,15 @@ def summary(work: Path, out: Path) -> list[str]:
     return [*lines[: LINES - 1], f"{archive}: {archive.stat().st_size / 1e6:.1f} MB"]
 
 
-def _comparison(path: Path) -> list[str]:
-    """The rows of the benchmark, whatever sides it has."""
+def _benchmark(out: Path) -> list[str]:
+    """What the benchmark has measured; also if it was cut off, as it logs each row."""
     try:
-        rows = json.loads(path.read_text())["comparison"]
+        outcome = json.loads((out / "bench.json").read_text())
+        rows = [*outcome["comparison"], outcome.get("routing", {}), outcome.get("failed", {})]
     except (OSError, ValueError, KeyError):
-        return ["the benchmark has left no numbers; see bench.log"]
-    return [", ".join(f"{name} {_short(value)}" for name, value in row.items() if _is_short(value)) for row in rows]
+        rows = [json.loads(line) for line in _log(out, "bench") if line.startswith("{") and line.endswith("}")]
+    lines = [", ".join(f"{name} {_short(value)}" for name, value in row.items() if _is_short(value)) for row in rows]
+    return [line for line in lines if line] or ["the benchmark has left no numbers; see bench.log"]
 
 
 def _is_short(value: object) -> bool:

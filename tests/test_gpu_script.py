@@ -9,6 +9,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import gpu_pack
 import gpu_unpack
 import pytest
 import readme_table
@@ -39,7 +40,7 @@ def gpu(out, seconds, **environment):
 def dry_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("gpu") / "out"
     groups = "40 1 no-such-row\n60 1 multimnist-best\n100 2 mnist-best"
-    return out, gpu(out, 300, GROUPS_OF_ROWS=groups)  # on a busy machine; it ends when all is done
+    return out, gpu(out, 1200, GROUPS_OF_ROWS=groups)  # enough for a busy machine; it ends when all is done
 
 
 def test_the_script_goes_through_all_its_parts_whatever_fails(dry_run):
@@ -115,6 +116,28 @@ def test_the_script_ends_with_its_budget_and_still_leaves_an_archive(tmp_path):
     assert "left out, no time is left" in told
     with tarfile.open(tmp_path / "out" / ARCHIVE) as archive:
         assert "gpu/parts.txt" in archive.getnames()
+
+
+def test_the_archive_stays_small_and_the_summary_short_whatever_there_is(tmp_path, monkeypatch):
+    work, out = tmp_path / "work", tmp_path / "out"
+    out.mkdir()
+    (out / "parts.txt").write_text("budget\n" * 200)
+    (out / "tests.log").write_bytes(b"x" * 1000 + b"the end\n")
+    (out / "bench.json").write_text("")  # it was cut off
+    (out / "bench.log").write_text('warm-up\n{"batch_size": 128, "what": "train", "capsnet": 1234.5, "all": [1]}\n')
+    for name, size in (("small", 100), ("large", 10_000)):
+        (work / "runs" / "reproduce" / name).mkdir(parents=True)
+        (work / "runs" / "reproduce" / name / "model.safetensors").write_bytes(os.urandom(size))
+    monkeypatch.setattr(gpu_pack, "LIMIT", 8000)
+    monkeypatch.setattr(gpu_pack, "LOG_LIMIT", 100)
+    gpu_pack.pack(work, out, weights=True)
+    with tarfile.open(out / ARCHIVE) as archive:
+        assert archive.extractfile("gpu/tests.log").read() == b"x" * 92 + b"the end\n"
+        assert [name for name in archive.getnames() if name.startswith("runs/")] == ["runs/small/model.safetensors"]
+    told = gpu_pack.summary(work, out)
+    assert len(told) == 100
+    (out / "parts.txt").write_text("budget\n")
+    assert "batch_size 128, what train, capsnet 1234" in "\n".join(gpu_pack.summary(work, out))
 
 
 def test_a_wrong_call_is_told():
