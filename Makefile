@@ -39,7 +39,7 @@ bench: $(VENV)/.installed  ## speed and memory beside a textbook implementation
 gpu-wheels: $(VENV)/.installed  ## what scripts/gpu.sh takes to a machine with a GPU and no network: docs/gpu.md
 	rm -rf .gpu
 	$(PIP) --target .gpu/site --no-deps --only-binary=:all: --python-version 3.12 --implementation py --abi none \
-		--platform any tyro docstring_parser typeguard platformdirs
+		--platform any --requirement tests/bare_machine/carried.txt
 	$(BIN)/python scripts/gpu_site.py
 
 gpu-dry-run: $(VENV)/.installed-dev  ## scripts/gpu.sh, tried on this machine's CPU with tiny rows

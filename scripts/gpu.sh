@@ -5,7 +5,7 @@
 #
 # Wants a python3 with PyTorch, Lightning and what else docs/gpu.md names, and .gpu beside (`make gpu-wheels`); no network.
 # OUT gets logs and one archive, gpu-results.tar.gz; scripts/gpu_unpack.py takes that apart into results/.
-# A dry run sets DEVICE, CAPSNET (the command), GROUPS_OF_ROWS and BENCH.
+# A dry run sets DEVICE, CAPSNET (the command) and GROUPS_OF_ROWS.
 set -u -o pipefail
 if ! [[ ${1:-} =~ ^[1-9][0-9]*$ && -n ${2:-} ]]; then
   echo "usage: scripts/gpu.sh SECONDS OUT" >&2
@@ -18,7 +18,6 @@ cd "$(dirname "$0")/.." || exit 2
 python=${PYTHON:-python3} device=${DEVICE:-cuda}
 capsnet=${CAPSNET:-"$python -m capsnet"}
 end=$((budget - 5)) # the last archive takes a moment
-read -ra bench <<<"${BENCH:---batch-sizes 128 512 2048}"
 # Share of what is left, in percent; seeds; rows. By the largest gap first.
 groups=${GROUPS_OF_ROWS:-"
   35 1 multimnist-best
@@ -54,9 +53,10 @@ part() {
 echo "budget $budget s on $device, $(date -u +%FT%TZ)" | tee "$out/parts.txt"
 { nvidia-smi || echo "there is no nvidia-smi"; } >"$out/machine.log" 2>&1
 
-part tests 45 "$python" -m pytest -o addopts= -v -rs -m gpu -p no:cacheprovider --color=no tests/test_gpu*.py
+part tests $((budget > 540 ? budget / 12 : 45)) "$python" -m pytest -o addopts= -v -rs -m gpu -p no:cacheprovider --color=no \
+  $(grep -l 'mark\.gpu' tests/test_*.py)
 
-answer=$out/bench.json part bench 90 env -C "$work" $capsnet bench --device "$device" --json "${bench[@]}"
+answer=$out/bench.json part bench $((budget > 540 ? budget / 6 : 90)) env -C "$work" $capsnet bench --device "$device" --json
 
 number=0
 while read -r share seeds rows; do

@@ -14,17 +14,17 @@ from pathlib import Path
 
 ARCHIVE = "gpu-results.tar.gz"
 LIMIT = 15_000_000
-"""Bytes; the weights of the smaller models are added while there is room."""
+"""Bytes before compression; the weights of the smaller models are added while there is room."""
 LOG_LIMIT = 300_000
 """Bytes; of a longer log the end is kept."""
 LINES = 100
 
 
-def pack(work: Path, out: Path) -> None:
+def pack(work: Path, out: Path, weights: bool) -> None:
     partial = out / f"{ARCHIVE}.partial"
     size = 0
     with tarfile.open(partial, "w:gz", compresslevel=6) as archive:
-        for name, content in _contents(work, out):
+        for name, content in _contents(work, out, weights):
             if size + len(content) > LIMIT:
                 continue
             size += len(content)
@@ -34,7 +34,7 @@ def pack(work: Path, out: Path) -> None:
     partial.replace(out / ARCHIVE)
 
 
-def _contents(work: Path, out: Path) -> Iterator[tuple[str, bytes]]:
+def _contents(work: Path, out: Path, weights: bool) -> Iterator[tuple[str, bytes]]:
     """Names in the archive and what they hold, what must not be missing first."""
     for path in sorted((work / "results" / "runs").glob("*.json")):
         yield f"results/runs/{path.name}", path.read_bytes()
@@ -46,7 +46,8 @@ def _contents(work: Path, out: Path) -> Iterator[tuple[str, bytes]]:
     for pattern in ("metrics.csv", "config.json"):
         for path in sorted(folders.rglob(pattern)):
             yield f"runs/{path.relative_to(folders).as_posix()}", path.read_bytes()
-    for path in sorted(folders.rglob("model.safetensors"), key=lambda path: path.stat().st_size):
+    models = folders.rglob("model.safetensors") if weights else ()
+    for path in sorted(models, key=lambda path: path.stat().st_size):
         yield f"runs/{path.relative_to(folders).as_posix()}", path.read_bytes()
 
 
@@ -54,7 +55,7 @@ def summary(work: Path, out: Path) -> list[str]:
     lines = (out / "parts.txt").read_text().splitlines()
     tests = _log(out, "tests")
     lines += ["", *[line for line in tests if line.startswith(("FAILED", "ERROR"))][:20], *tests[-1:]]
-    lines += ["", *_comparison(out / "bench.json")]
+    lines += ["", *_benchmark(out)]
     for path in sorted((work / "results" / "runs").glob("*.json")):
         record = json.loads(path.read_text())
         final, seconds = record["final"], record["seconds"]
@@ -67,13 +68,15 @@ def summary(work: Path, out: Path) -> list[str]:
     return [*lines[: LINES - 1], f"{archive}: {archive.stat().st_size / 1e6:.1f} MB"]
 
 
-def _comparison(path: Path) -> list[str]:
-    """The rows of the benchmark, whatever sides it has."""
+def _benchmark(out: Path) -> list[str]:
+    """What the benchmark has measured; also if it was cut off, as it logs each row."""
     try:
-        rows = json.loads(path.read_text())["comparison"]
+        outcome = json.loads((out / "bench.json").read_text())
+        rows = [*outcome["comparison"], outcome.get("routing", {}), outcome.get("failed", {})]
     except (OSError, ValueError, KeyError):
-        return ["the benchmark has left no numbers; see bench.log"]
-    return [", ".join(f"{name} {_short(value)}" for name, value in row.items() if _is_short(value)) for row in rows]
+        rows = [json.loads(line) for line in _log(out, "bench") if line.startswith("{") and line.endswith("}")]
+    lines = [", ".join(f"{name} {_short(value)}" for name, value in row.items() if _is_short(value)) for row in rows]
+    return [line for line in lines if line] or ["the benchmark has left no numbers; see bench.log"]
 
 
 def _is_short(value: object) -> bool:
@@ -90,9 +93,9 @@ def _log(out: Path, name: str) -> list[str]:
 
 
 def main() -> None:
-    work, out = Path(sys.argv[1]), Path(sys.argv[2])
-    pack(work, out)
-    if "--summary" in sys.argv:
+    work, out, last = Path(sys.argv[1]), Path(sys.argv[2]), "--summary" in sys.argv
+    pack(work, out, weights=last)
+    if last:
         print("\n".join(["", *summary(work, out)]))
 
 

@@ -7,12 +7,11 @@ already, and is another one, is kept; --replace takes the new one.
 """
 
 import argparse
-import json
 import sys
 import tarfile
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import readme_table
 
@@ -23,27 +22,30 @@ ROOT = Path(__file__).parents[1]
 
 
 def unpack(archive: Path, results: Path, replace: bool = False) -> None:
-    with tempfile.TemporaryDirectory() as folder, tarfile.open(archive) as opened:
-        date = datetime.fromtimestamp(max(archive.stat().st_mtime, 0), UTC).date().isoformat()
+    with tempfile.TemporaryDirectory() as temporary, tarfile.open(archive) as opened:
+        folder = Path(temporary)
         opened.extractall(folder, filter="data")
-        _take_records(Path(folder) / "results" / FOLDER, results / FOLDER, replace)
+        records = {path: read_record(path) for path in sorted((folder / "results" / FOLDER).glob("*.json"))}
+        for path, record in records.items():  # none, if one of them is damaged
+            _take(path, record, results / FOLDER / path.name, replace)
+        date = (folder / "gpu" / "parts.txt").read_text().splitlines()[0].split()[-1].partition("T")[0]
         for part in ("gpu", "runs"):
-            for path in sorted((Path(folder) / part).rglob("*")):
+            for path in sorted((folder / part).rglob("*")):
                 if path.is_file() and path.suffix != ".safetensors":
-                    place = results / "gpu" / date / path.relative_to(Path(folder) / part)
-                    runs.make_folder(place.parent)
-                    runs.write_atomically(place, path.read_bytes())
+                    _write(results / "gpu" / date / path.relative_to(folder / part), path.read_bytes())
 
 
-def _take_records(made: Path, results: Path, replace: bool) -> None:
-    runs.make_folder(results)
-    for path in sorted(made.glob("*.json")):
-        record, place = read_record(path), results / path.name  # a damaged one ends it here
-        if place.exists() and json.loads(place.read_text()) != record and not replace:
-            print(f"{place} is another run and is kept; to take the new one: --replace", file=sys.stderr)
-            continue
-        runs.write_atomically(place, path.read_bytes())
-        print(place)
+def _take(path: Path, record: dict[str, Any], place: Path, replace: bool) -> None:
+    if place.exists() and runs.read_json(place) != record and not replace:
+        print(f"{place} is another run and is kept; to take the new one: --replace", file=sys.stderr)
+        return
+    _write(place, path.read_bytes())
+    print(place)
+
+
+def _write(place: Path, content: bytes) -> None:
+    runs.make_folder(place.parent)
+    runs.write_atomically(place, content)
 
 
 def main() -> None:
@@ -54,7 +56,7 @@ def main() -> None:
     chosen = parser.parse_args()
     unpack(chosen.archive, chosen.results, chosen.replace)
     if chosen.results.resolve() == ROOT / "results":
-        readme_table.main()
+        readme_table.write(ROOT)
 
 
 if __name__ == "__main__":

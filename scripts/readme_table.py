@@ -24,15 +24,16 @@ def with_table(text: str, table: str) -> str:
     return before + BEGIN + table + END + after
 
 
-def main() -> None:
-    readme = ROOT / "README.md"
+def write(root: Path, check: bool = False) -> None:
+    """Into the README of a checkout. Raises `SystemExit` if that is only to be checked, and is not up to date."""
+    readme = root / "README.md"
     old = readme.read_text()
-    new = with_table(old, format_table(make_table(ROWS.values(), read_records(ROOT / "results"))))
-    if new != old and "--check" in sys.argv:
+    new = with_table(old, format_table(make_table(ROWS.values(), read_records(root / "results"))))
+    if new != old and check:
         raise SystemExit("the README's table is not up to date; run: .venv/bin/python scripts/readme_table.py")
     if new != old:
         readme.write_text(new)
 
 
 if __name__ == "__main__":
-    main()
+    write(ROOT, check="--check" in sys.argv)

@@ -208,9 +208,8 @@ def test_a_run_that_is_killed_and_resumed_ends_where_it_would_have(device, digit
 
 @DEVICES
 def test_training_learns(device, digits):
-    rows = capsnet.fit(
-        small(), digits, capsnet.Recipe(epochs=6, batch_size=32, max_shift=0), device=device, progress=False
-    )
+    recipe = capsnet.Recipe(epochs=6, batch_size=32, max_shift=0)
+    rows = capsnet.fit(small(), digits.select(slice(320)), recipe, device=device, progress=False)
     assert rows[-1]["train_error"] < 0.5 * rows[0]["train_error"]
     assert rows[-1]["loss_mean"] < 0.6 * rows[0]["loss_mean"]
 

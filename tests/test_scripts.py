@@ -1,6 +1,7 @@
 """The scripts that results come from."""
 
 import json
+import math
 import os
 import pickle
 import random
@@ -14,12 +15,15 @@ from pathlib import Path
 import fuzz_data
 import fuzz_runs
 import fuzzing
+import gpu_floor
 import kill_runs
 import pytest
 import scaling
 import search_recipe
 import time_rows
+import torch
 from tiny_rows import SIZES
+from torch.utils.flop_counter import FlopCounterMode
 
 import capsnet
 from capsnet import data
@@ -265,3 +269,20 @@ def test_a_line_of_the_table_is_measured(monkeypatch):
 def test_where_the_curve_bends_computing_and_adding_up_take_equally_long():
     count = scaling.bend(1_000_000, 0.3, 1e8)
     assert 0.3 / count == pytest.approx(scaling.ring_seconds(1_000_000, 1, 1e8) + 8e6 * (count - 1) / count / 1e8)
+
+
+@pytest.mark.parametrize(("name", "things"), [("mnist-r3-rec", 1), ("multimnist-r3-rec", 2)])
+def test_operations_of_a_training_step_are_those_that_pytorch_counts(name, things):
+    row, batch = rows.ROWS[name], 3
+    counted = {stage.name: stage.operations for stage in gpu_floor.stages(row, batch)}
+    with torch.device("meta"):
+        model = capsnet.CapsNet(**row.config)
+        images, capsules = torch.rand(batch, *model.config["in_shape"]), torch.rand(batch * things, 160)
+        with FlopCounterMode(display=False) as seen:
+            model.primary.conv(model.conv(images)).sum().backward()
+        assert seen.get_total_flops() == counted["Conv1"] + counted["PrimaryCaps"]
+        with FlopCounterMode(display=False) as seen:
+            model.decoder.stages(capsules.requires_grad_()).sum().backward()
+        assert seen.get_total_flops() == counted["decoder"]
+        votes = batch * math.prod(model.classes.weight.shape)
+        assert counted["routing"] == pytest.approx(6 * votes * (1 + 5 / 8))

@@ -1,6 +1,7 @@
 """The paper's tables: what a record must hold, and the arithmetic from records to tables."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -173,6 +174,26 @@ def test_a_runs_commit_says_whether_the_tree_was_changed(tmp_path):
     git("checkout", "code.py")
     (tmp_path / "new.py").write_text("3")
     assert records.current_commit(tmp_path) == f"{clean} (dirty)"
+
+
+def test_a_copy_of_a_checkout_knows_its_commit(tmp_path):
+    checkout, copy = tmp_path / "checkout", tmp_path / "copy"
+    (checkout / "src").mkdir(parents=True)
+    (checkout / "src" / "code.py").write_text("1")
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init"], ["add", "."], ["commit", "-m", "first"]):
+        subprocess.run(["git", "-C", checkout, *who, *words], check=True, capture_output=True)
+    commit = records.current_commit(checkout)
+    records.note_commit(checkout)
+    shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git"))
+    assert records.current_commit(copy) == commit
+    (copy / "src" / "code.py").write_text("2")
+    assert records.current_commit(copy) == f"{commit} (dirty)"
+    (copy / "src" / "code.py").write_text("1")
+    (copy / "src" / "new.py").touch()
+    assert records.current_commit(copy) == f"{commit} (dirty)"
+    records.note_commit(checkout)  # with .gpu there, which nobody ignores here
+    assert json.loads((checkout / records.COPIED).read_text())["commit"] == f"{commit} (dirty)"
 
 
 def test_the_readme_has_the_table_of_the_records_and_keeps_it_up_to_date():

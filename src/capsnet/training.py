@@ -64,7 +64,7 @@ def fit(
     With `out`, a run folder is written: config first, checkpoints on the way, weights at the end. `resume` goes on from
     its last checkpoint, if model, recipe and images are the same. `held_out` is tested after each epoch, and training
     may stop by it (`recipe.stop_at_error`); errors are in percent. `command` is recorded in the run's config.
-    `callbacks` are Lightning's, called beside ours.
+    `callbacks` are further ones for Lightning.
 
     With `devices`, so many processes share each batch (`recipe.batch_size` is that of all together) and add up their
     gradients; under torchrun and srun, those that were started. Every process runs the whole program, the first alone

@@ -23,12 +23,12 @@ from capsnet.training import fit
 WARM_UP, TIMED = 10, 50
 """Training steps."""
 SPARE = 0.05
-"""Of what is left, so much is not planned with: no run takes as long as it did when it was timed."""
+"""Share of the time that is not planned with: no run takes exactly as long as its timing says."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that the runs of a row take, each with `seeds` of its own."""
+    """Seconds that a run of a row takes; `seeds` of them are to be made."""
 
     row: Row
     seeds: int
@@ -42,11 +42,11 @@ class Pace:
 
 
 class _MeasuredError(Exception):
-    """All is known that training was begun for."""
+    """Training has gone as far as it was to be timed."""
 
 
 class Stopwatch(Callback):
-    """Times steps and the end of an epoch, in which there are `steps`; then ends training by `_MeasuredError`."""
+    """Times an epoch of so many `steps` and what follows its last step; then ends training by `_MeasuredError`."""
 
     def __init__(self, steps: int) -> None:
         self.last = steps - 1
@@ -87,18 +87,11 @@ def reproduce_within(seconds: float, rows: Sequence[Row], seeds: int | None, set
     """Make runs of these rows that are over in so many seconds; returns how many failed.
 
     Each row is trained for the same share of its own epochs, all of them at most. Where that is less than an epoch,
-    the rows at the end of the list are left out. What fails is told, and the next one follows.
+    the rows at the end of the list are left out. A failure is reported, and the next run follows.
     """
     end = time.perf_counter() + seconds
-    failed, slower, paces = 0, 1.0, []
-    for row in rows:
-        try:
-            paces.append(measure(row, seeds or row.seeds, settings))
-            _tell(_told(paces[-1]))
-        except Exception:
-            failed += _failed(row.name)
-        if time.perf_counter() > end:
-            break
+    paces, failed = _paces(rows, seeds, settings, patience=seconds / 3)
+    slower = 1.0
     while paces:
         epochs = plan(paces, (1 - SPARE) * (end - time.perf_counter()) / slower)
         for pace in paces[len(epochs) :]:
@@ -107,23 +100,40 @@ def reproduce_within(seconds: float, rows: Sequence[Row], seeds: int | None, set
             break
         pace, paces = paces[0], paces[1 : len(epochs)]
         for seed in range(pace.seeds):
-            left, wanted = end - time.perf_counter(), slower * pace.run(epochs[0])
-            if wanted > left:
-                _tell(f"{pace.row.name} with seed {seed} left out: it wants {wanted:.0f} s, and {left:.0f} s are left")
+            what = f"{pace.row.name} with seed {seed}"
+            planned, started = pace.run(epochs[0]), time.perf_counter()
+            if slower * planned > end - started:
+                _tell(f"{what} left out: it wants {slower * planned:.0f} s, and {end - started:.0f} s are left")
                 continue
-            started = time.perf_counter()
             try:
                 reproduce(pace.row, seed, epochs[0], settings)
             except Exception:
-                failed += _failed(f"{pace.row.name} with seed {seed}")
+                failed += _failed(what)
             taken = time.perf_counter() - started
-            slower = max(1.0, taken / pace.run(epochs[0]))
-            _tell(f"{pace.row.name} with seed {seed}: {taken:.1f} s, planned {pace.run(epochs[0]):.1f} s")
+            slower = max(1.0, taken / planned)
+            _tell(f"{what}: {taken:.1f} s, planned {planned:.1f} s")
     return failed
 
 
+def _paces(rows: Sequence[Row], seeds: int | None, settings: TableSettings, patience: float) -> tuple[list[Pace], int]:
+    """Times rows until `patience` seconds are over; returns what they take, and how many failed."""
+    paces, failed, started = [], 0, time.perf_counter()
+    for row in rows:
+        if time.perf_counter() > started + patience:
+            _tell(f"{row.name} left out: to time it would take what the others need")
+            continue
+        try:
+            pace = measure(row, seeds or row.seeds, settings)
+        except Exception:
+            failed += _failed(row.name)
+        else:
+            _tell(f"{row.name}: {pace.start:.1f} s to start, {pace.epoch:.2f} s an epoch, {pace.test:.1f} s to test")
+            paces.append(pace)
+    return paces, failed
+
+
 def plan(paces: Sequence[Pace], seconds: float) -> list[int]:
-    """Epochs of each row, the same share of its own for all; of fewer rows than there are if one would get none."""
+    """Epochs of each row: the same share of its own for all. Rows at the end are dropped until each gets one."""
     for count in range(len(paces), 0, -1):
         chosen = paces[:count]
         fixed = sum(pace.seeds * pace.run(0) for pace in chosen)
@@ -136,7 +146,7 @@ def plan(paces: Sequence[Pace], seconds: float) -> list[int]:
 
 
 def measure(row: Row, seeds: int, settings: TableSettings) -> Pace:
-    """How long runs of a row take: of an epoch the first steps are timed and its end, of the tests the first images."""
+    """How long a run of a row takes, from its first steps, the end of an epoch, and tests on the first images."""
     began = time.perf_counter()
     torch.manual_seed(0)
     train_set, held_out = training_sets(row, row.held_out, settings)
@@ -168,10 +178,6 @@ def measure(row: Row, seeds: int, settings: TableSettings) -> Pace:
     planning = time.perf_counter() - started
     epoch = steps * watch.step + watch.epoch_end + planning
     return Pace(row, seeds, row.members * (watch.moments["warm"] - began), row.members * epoch, row.members * test)
-
-
-def _told(pace: Pace) -> str:
-    return f"{pace.row.name}: {pace.start:.1f} s to start, {pace.epoch:.2f} s an epoch, {pace.test:.1f} s to test"
 
 
 def _failed(what: str) -> int:
