@@ -1,14 +1,20 @@
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from process import run_python
+from tiny import wait_for
 
 from capsnet import cli, runs
-from capsnet.benchmark import compare, report, sides, workers
+from capsnet.benchmark import compare, report, sides, stages, workers
 from capsnet.benchmark.compare import Comparison
 from capsnet.benchmark.sides import Side, Steps, sides_on
 from capsnet.benchmark.textbook import TextbookCapsNet
@@ -49,7 +55,7 @@ def test_each_side_learns_and_answers_in_the_precision_that_it_names(side, monke
     monkeypatch.setattr(torch, "compile", compile_)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    steps = side.build(*workers._digits(2, 28, CPU), CPU)
+    steps = side.build(*workers._digits(2, 20, CPU), CPU)
     for _ in range(3):
         steps.train()
     steps.infer()
@@ -254,6 +260,7 @@ def test_what_has_not_begun_at_the_deadline_is_left_out(capsys):
 @pytest.fixture
 def two_sides(monkeypatch):
     monkeypatch.setattr(report, "sides_on", lambda device, compiled: [sides.CPU_SIDES[0], sides.CPU_SIDES[2]])
+    monkeypatch.setattr(stages, "matrix_rate", partial(stages.matrix_rate, size=64))
     monkeypatch.setattr(report, "time_stages", partial(report.time_stages, repeats=1))
     monkeypatch.setitem(compare.SECONDS_A_TURN, "cpu", 0.0)
 
@@ -329,3 +336,14 @@ def test_routing_alone_sees_the_votes_that_a_textbook_stores():
 def test_flags_that_cannot_be_are_refused(flags, said, capsys):
     assert cli.main(["bench", *flags]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_all_processes_with_one_line():
+    command = [sys.executable, "-m", "capsnet", "bench", "--batch-sizes", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_for(lambda: len(children.read_text().split()) > 3, process)
+    time.sleep(0.5)  # they are importing
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, err = process.communicate(timeout=60)  # which waits for all that have this stderr
+    assert (process.returncode, err) == (130, "\ncapsnet: interrupted\n")

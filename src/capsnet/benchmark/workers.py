@@ -1,11 +1,12 @@
 """The processes of the benchmark: each takes steps of one side when asked, and is otherwise idle."""
 
+import contextlib
 import math
 import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
@@ -40,7 +41,8 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, job), daemon=True)
-        self.process.start()
+        with _without_ctrl_c():
+            self.process.start()
         theirs.close()
 
     def send(self, task: str, steps: int = 1) -> None:
@@ -75,8 +77,20 @@ class Worker:
         self.connection.close()
 
 
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """What starts here never sees Ctrl-C: who asks is interrupted, and ends it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(connection: Connection, job: Job) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who asks is interrupted, and ends this process
     if job.niceness:
         os.nice(job.niceness)
     tune_allocator()
