@@ -107,11 +107,11 @@ class _Routing(torch.autograd.Function):
     @staticmethod
     def forward(ctx, inputs: Tensor, weight: Tensor, iterations: int, leaky: bool, detach_early: bool) -> Tensor:
         passes = _passes(inputs, weight)
-        u, weight = passes.arrange_inputs(inputs), weight.contiguous()
+        u, w = passes.arrange_inputs(inputs), weight.contiguous()
         sums: list[Tensor] = []
         v = total = None
         for _ in range(iterations):
-            sums.append(passes.sum_votes(u, weight, total, leaky))
+            sums.append(passes.sum_votes(u, w, total, leaky))
             v = squash(sums[-1], passes.DIM)
             total = v if total is None else total + v
         ctx.save_for_backward(inputs, weight, *sums)
