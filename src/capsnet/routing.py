@@ -124,11 +124,11 @@ class _Routing(torch.autograd.Function):
         temperature: float,
     ) -> Tensor:
         passes = _passes(inputs, weight)
-        u, weight = passes.arrange_inputs(inputs), weight.contiguous()
+        u, w = passes.arrange_inputs(inputs), weight.contiguous()
         sums: list[Tensor] = []
         v = total = None
         for _ in range(iterations):
-            sums.append(passes.sum_votes(u, weight, total, leaky))
+            sums.append(passes.sum_votes(u, w, total, leaky))
             v = squash(sums[-1], passes.DIM)
             total = temperature * v if total is None else total + temperature * v
         ctx.save_for_backward(inputs, weight, *sums)

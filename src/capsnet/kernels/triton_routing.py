@@ -6,8 +6,11 @@ first kernel finds what the couplings of an input capsule have in common: the la
 exponentials. A second one needs a few output capsules only, and adds up their votes.
 
 Nothing is added by atomic operations: where several programs contribute to a sum, each has a slice of its own, and
-results repeat bit for bit. All tensors have the layout that the user has: ``u`` is ``(batch, in_capsules, in_dim)``, what
-belongs to output capsules ``(batch, out_capsules, out_dim)``.
+results repeat bit for bit. All tensors have the layout that the user knows: ``u`` is ``(batch, in_capsules, in_dim)``,
+what belongs to output capsules is ``(batch, out_capsules, out_dim)``.
+
+The matrix units multiply numbers of 11 bits (tf32). Each number is cut into a large and a small part of so many bits,
+and the parts lie side by side along the dimension that is summed: one product is then exact to float32's rounding.
 """
 
 from typing import no_type_check
@@ -21,10 +24,11 @@ from torch import Tensor
 DIM = -1  # of a capsule's numbers, in the layout of the output capsules
 
 # Sizes of a program: images, columns (output capsules times their numbers), warps, stages of the pipeline of loads.
-SHARES = dict(images=64, columns=64, num_warps=8, num_stages=2)
-SUMS = dict(images=64, columns=64, num_warps=8, num_stages=2)
-GRADIENTS = dict(images=64, columns=32, num_warps=4, num_stages=2)
+SHARES = {"images": 64, "columns": 64, "num_warps": 8, "num_stages": 2}
+SUMS = {"images": 64, "columns": 64, "num_warps": 8, "num_stages": 2}
+GRADIENTS = {"images": 64, "columns": 32, "num_warps": 4, "num_stages": 2}
 PROGRAMS = 4 * 132  # as many as keep the largest cards busy
+_FEW_PARTS = 8
 
 
 def arrange_inputs(inputs: Float[Tensor, "b i d"]) -> Float[Tensor, "b i d"]:
@@ -90,7 +94,7 @@ class Gradients:
         grad_u = u.new_empty(u.shape, dtype=torch.float32)
         grad_weight = weight.new_empty(blocks, *weight.shape)
         per, splits = _cut(u.shape[1], blocks)
-        flags = dict(TOTALS=len(self.totals), EQUAL=self.equal is not None, CONSTANT=self.constant)
+        flags = {"TOTALS": len(self.totals), "EQUAL": self.equal is not None, "CONSTANT": self.constant}
         with torch.cuda.device_of(u):
             _gradients_kernel[(splits, blocks)](
                 u, weight, totals, grads, self.equal, shares, grad_u, grad_weight, per, *sizes, **flags, **options
@@ -105,8 +109,8 @@ def _shares(
     grad: Float[Tensor, "b j e"] | None,
     leaky: bool,
 ) -> Float[Tensor, "3 b i"]:
-    """What the couplings of an input capsule have in common: the largest logit, what the exponentials are multiplied by,
-    and with ``grad`` the mean of ``grad c``, weighted by the couplings."""
+    """What the couplings of an input capsule have in common: the largest logit, what the exponentials are multiplied
+    by, and with ``grad`` the mean of ``grad c``, weighted by the couplings."""
     sizes, _, blocks, options = _sizes(u, weight, SHARES)
     per, splits = _cut(u.shape[1], blocks)
     shares = u.new_empty(3, *u.shape[:2], dtype=torch.float32)
@@ -126,8 +130,9 @@ def _add_up(
 ) -> Float[Tensor, "b j e"]:
     """``Σ_i c û``, with ``grad`` ``Σ_i grad b · û``, and without ``total`` ``Σ_i û``."""
     sizes, tiles, blocks, options = _sizes(u, weight, SUMS)
-    per, splits = _cut(u.shape[1], blocks * tiles)
-    j, _, _, e = weight.shape
+    j, i, _, e = weight.shape
+    # All parts together are never more than the logits, unless those are few.
+    per, splits = _cut(i, blocks * tiles, max(_FEW_PARTS, i // e))
     parts = weight.new_empty(splits, len(u), j, e)
     with torch.cuda.device_of(u):
         _sums_kernel[(splits, blocks, tiles)](
@@ -143,25 +148,29 @@ def _sum(parts: Tensor) -> Tensor:
 def _sizes(u: Tensor, weight: Tensor, program: dict) -> tuple[tuple[int, ...], int, int, dict]:
     """Sizes of the tensors, tiles of output capsules, blocks of images, and the options of a kernel."""
     (batch, i, d), (j, _, _, e) = u.shape, weight.shape
-    block_e, block_d = triton.next_power_of_2(e), max(4, triton.next_power_of_2(d))
-    block_j = max(1, min(program["columns"] // block_e, triton.next_power_of_2(j)), 16 // block_e)
-    block_b = max(16, min(program["images"], triton.next_power_of_2(batch)))
-    options = dict(
-        PARTS=4 if u.dtype == torch.float32 else 2,
-        BLOCK_B=block_b,
-        BLOCK_J=block_j,
-        BLOCK_E=block_e,
-        BLOCK_D=block_d if u.dtype == torch.float32 else max(8, block_d),
-        num_warps=program["num_warps"],
-        num_stages=program["num_stages"],
-    )
-    return (batch, i, j, d, e), triton.cdiv(j, block_j), triton.cdiv(batch, block_b), options
+    block_e, block_d = _power_of_2(e), max(4, _power_of_2(d))
+    block_j = max(1, min(program["columns"] // block_e, _power_of_2(j)), 16 // block_e)
+    block_b = max(16, min(program["images"], _power_of_2(batch)))
+    options = {
+        "PARTS": 4 if u.dtype == torch.float32 else 2,
+        "BLOCK_B": block_b,
+        "BLOCK_J": block_j,
+        "BLOCK_E": block_e,
+        "BLOCK_D": block_d if u.dtype == torch.float32 else max(8, block_d),
+        "num_warps": program["num_warps"],
+        "num_stages": program["num_stages"],
+    }
+    return (batch, i, j, d, e), -(-j // block_j), -(-batch // block_b), options
 
 
-def _cut(capsules: int, programs: int) -> tuple[int, int]:
-    """Input capsules for each program, and into how many parts that cuts them."""
-    per = triton.cdiv(capsules, max(1, PROGRAMS // programs))
-    return per, triton.cdiv(capsules, per)
+def _power_of_2(least: int) -> int:
+    return 1 << (least - 1).bit_length()
+
+
+def _cut(capsules: int, programs: int, most: int = PROGRAMS) -> tuple[int, int]:
+    """Input capsules for each program, and into how many parts that cuts them, for so many programs for each part."""
+    per = -(-capsules // max(1, min(most, PROGRAMS // programs)))
+    return per, -(-capsules // per)
 
 
 @triton.jit
