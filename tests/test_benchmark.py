@@ -268,7 +268,7 @@ def two_sides(monkeypatch):
 
 @pytest.mark.usefixtures("two_sides")
 def test_the_command_on_a_cpu(capsys):
-    assert cli.main(["bench", "--batch-sizes", "1", "--rounds", "1", "--json"]) == 0
+    assert cli.main(["bench", "--device", "cpu", "--batch-sizes", "1", "--rounds", "1", "--json"]) == 0
     outcome = json.loads(capsys.readouterr().out)
     assert [row["what"] for row in outcome["comparison"]] == ["train", "peak memory", "infer", "latency"]
     for row in outcome["comparison"]:
@@ -340,7 +340,7 @@ def test_flags_that_cannot_be_are_refused(flags, said, capsys):
 
 
 def test_ctrl_c_ends_all_processes_with_one_line():
-    command = [sys.executable, "-m", "capsnet", "bench", "--batch-sizes", "1"]
+    command = [sys.executable, "-m", "capsnet", "bench", "--device", "cpu", "--batch-sizes", "1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     wait_for(lambda: len(children.read_text().split()) > 3, process)
