@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from process import run_python
+from sleepy import sleepy_side
 from tiny import wait_for
 
 from capsnet import cli, runs
 from capsnet.benchmark import compare, report, sides, stages, workers
 from capsnet.benchmark.compare import Comparison
-from capsnet.benchmark.sides import Side, Steps, sides_on
+from capsnet.benchmark.sides import Side, sides_on
 from capsnet.benchmark.textbook import TextbookCapsNet
 from capsnet.benchmark.workers import Job, SideError, Worker
 from capsnet.commands.bench import Bench
@@ -107,43 +108,23 @@ def test_without_bfloat16_instructions_only_float32_is_compared(monkeypatch):
 # Processes
 
 
-def _sleeping(images, labels, device):
-    return Steps(partial(time.sleep, 0.01), partial(time.sleep, 0.001))
-
-
-def _dying(images, labels, device):
-    raise SystemExit(1)
-
-
-def _failing(images, labels, device):
-    raise RuntimeError("out of memory\nand a long story")
-
-
-def _late(images, labels, device):
-    return Steps(partial(time.sleep, 60), partial(time.sleep, 60))
-
-
 def test_a_process_answers_or_says_why_not():
-    built = {
-        build: Worker(Job(Side("", "float32", build), 1, 28, CPU)) for build in (_sleeping, _dying, _failing, _late)
-    }
+    worker = Worker(Job(Side("", "float32", sleepy_side), 1, 28, CPU))
     try:
-        for worker in built.values():
-            worker.send("train", 3)
-        seconds = built[_sleeping].receive()
+        worker.send("train", 3)
+        with pytest.raises(SideError, match="not ready in time"):
+            worker.receive(until=time.monotonic())
+        seconds = worker.receive()
         assert len(seconds) == 3
         assert min(seconds) >= 0.01
-        assert min(built[_sleeping].ask("infer")) >= 0.001
-        assert len(built[_sleeping].ask("memory")) == 1
         with pytest.raises(SideError, match=r"^RuntimeError: out of memory$"):
-            built[_failing].receive()
+            worker.ask("infer")
+        assert len(worker.ask("memory")) == 1
+        worker.process.kill()
         with pytest.raises(SideError, match="its process has ended"):
-            built[_dying].receive()
-        with pytest.raises(SideError, match="not ready in time"):
-            built[_late].receive(until=time.monotonic())
+            worker.ask("train")
     finally:
-        for worker in built.values():
-            worker.close()
+        worker.close()
 
 
 # Turns, with workers that answer at once
@@ -245,6 +226,14 @@ def test_a_side_that_fails_is_left_out_and_the_others_go_on(fake, monkeypatch, c
     assert "capsnet: textbook, batch 8 is left out: out of memory" in capsys.readouterr().err
 
 
+def test_where_no_side_can_be_measured_the_command_fails(fake, monkeypatch, capsys):
+    names = {side.name for side in sides.CPU_SIDES}
+    monkeypatch.setattr(fake, "failing", {(name, 8, "train") for name in names})
+    monkeypatch.setattr(report, "time_stages", lambda *arguments: {})
+    assert cli.main(["bench", "--batch-sizes", "8", "--device", "cpu"]) == 1
+    assert f"Left out: {sides.CPU_SIDES[0].name}, batch 8: out of memory" in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("fake")
 def test_what_has_not_begun_at_the_deadline_is_left_out(capsys):
     comparison, rows = _compared(sides.CPU_SIDES, (8,), deadline=8.0)
@@ -252,6 +241,18 @@ def test_what_has_not_begun_at_the_deadline_is_left_out(capsys):
     said = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
     assert said == comparison.rows  # one round of training, then memory
     assert not comparison.workers
+    assert not comparison.failed
+
+
+@pytest.mark.usefixtures("fake")
+def test_no_size_begins_after_the_deadline(monkeypatch):
+    environment = runs.environment(CPU)
+    monkeypatch.setattr(runs, "environment", lambda device: environment)
+    outcome = report.benchmark("mnist", (8, 16), 2, CPU, seconds=8.0)
+    assert {row["batch_size"] for row in outcome["comparison"]} == {8}
+    assert outcome["failed"] == {}
+    assert "stages" not in outcome
+    assert report.format_tables(outcome)
 
 
 # The whole command
@@ -267,7 +268,7 @@ def two_sides(monkeypatch):
 
 @pytest.mark.usefixtures("two_sides")
 def test_the_command_on_a_cpu(capsys):
-    assert cli.main(["bench", "--batch-sizes", "1", "--rounds", "1", "--json"]) == 0
+    assert cli.main(["bench", "--device", "cpu", "--batch-sizes", "1", "--rounds", "1", "--json"]) == 0
     outcome = json.loads(capsys.readouterr().out)
     assert [row["what"] for row in outcome["comparison"]] == ["train", "peak memory", "infer", "latency"]
     for row in outcome["comparison"]:
@@ -339,7 +340,7 @@ def test_flags_that_cannot_be_are_refused(flags, said, capsys):
 
 
 def test_ctrl_c_ends_all_processes_with_one_line():
-    command = [sys.executable, "-m", "capsnet", "bench", "--batch-sizes", "1"]
+    command = [sys.executable, "-m", "capsnet", "bench", "--device", "cpu", "--batch-sizes", "1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     wait_for(lambda: len(children.read_text().split()) > 3, process)

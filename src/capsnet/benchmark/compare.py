@@ -4,9 +4,10 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 
 from capsnet.benchmark.sides import Side
@@ -45,7 +46,7 @@ class Comparison:
                     job = Job(side, size, self.pixels, self.device, niceness=5 * number)
                     self.workers[size, side.name] = Worker(job)
             self._take_turns("train")
-            self._add([self._memory_row(size) for size in batch_sizes])
+            self._add([self._memory_row(size) for size in _sizes(self.workers)])
             self._take_turns("infer")
         finally:
             for worker in self.workers.values():
@@ -53,6 +54,8 @@ class Comparison:
             self.workers.clear()
 
     def _take_turns(self, task: str) -> None:
+        if time.monotonic() > self.deadline:
+            return
         self._warm_up(task)
         steps = {key: self._steps_a_turn(key, task) for key in list(self.workers)}
         before = self.rows
@@ -104,9 +107,10 @@ class Comparison:
 
     def _task_rows(self, task: str, turns: Turns) -> list[dict[str, Any]]:
         rows = []
-        for size in dict.fromkeys(size for size, _ in turns):
-            here = {name: turns[of, name] for of, name in turns if of == size and turns[of, name]}
-            rates = {name: [size / statistics.mean(turn) for turn in taken] for name, taken in here.items()}
+        taken = {key: of_key for key, of_key in turns.items() if of_key}
+        for size in _sizes(taken):
+            here = {name: of_key for (of, name), of_key in taken.items() if of == size}
+            rates = {name: [size / statistics.mean(turn) for turn in of_key] for name, of_key in here.items()}
             rows.append(self._row(size, task, "images/s", rates))
             if (size, task) == (1, "infer"):
                 rows.append(self._latency_row(here))
@@ -114,12 +118,12 @@ class Comparison:
 
     def _latency_row(self, turns: dict[str, list[list[float]]]) -> dict[str, Any]:
         """Of single images, one after the other."""
-        each = {name: [1000 * seconds for turn in taken for seconds in turn] for name, taken in turns.items()}
-        worst = {f"{name}_p99": statistics.quantiles(ms, n=100)[98] for name, ms in each.items() if len(ms) > 1}
         medians = {name: [1000 * statistics.median(turn) for turn in taken] for name, taken in turns.items()}
-        return (
-            self._row(1, "latency", "ms", medians) | {name: statistics.median(ms) for name, ms in each.items()} | worst
-        )
+        row = self._row(1, "latency", "ms", medians)
+        for name, taken in turns.items():
+            each = [1000 * seconds for turn in taken for seconds in turn]
+            row[name], row[f"{name}_p99"] = map(float, np.percentile(each, (50, 99)))
+        return row
 
     def _memory_row(self, size: int) -> dict[str, Any]:
         asked = {name: self._ask((of, name), "memory") for of, name in list(self.workers) if of == size}
@@ -145,6 +149,10 @@ class Comparison:
                 ratio = _ratio(values[side.name], values[other], more_is_better)
                 best.append({"side": side.name, "precision": precision, "other": other, **ratio})
         return row | {"best": best}
+
+
+def _sizes(keys: Iterable[Key]) -> list[int]:
+    return list(dict.fromkeys(size for size, _ in keys))
 
 
 def _pairs(sides: list[Side]) -> list[tuple[Side, str]]:

@@ -32,7 +32,7 @@ class Bench:
     json: bool = False
     """Print one JSON object."""
 
-    def run(self) -> None:
+    def run(self) -> int:
         from capsnet.benchmark.report import benchmark, format_tables
 
         if self.rounds < 1 or (self.batch_sizes and min(self.batch_sizes) < 1):
@@ -50,3 +50,4 @@ class Bench:
             seconds=self.seconds or (GPU_SECONDS if on_gpu else None),
         )
         print(json.dumps(outcome) if self.json else format_tables(outcome))
+        return 0 if outcome["comparison"] else 1
