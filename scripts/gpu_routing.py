@@ -55,9 +55,14 @@ PROGRAMS = {  # images, columns, warps, stages
         *((64, 64, 8, 1), (128, 32, 8, 2), (128, 32, 8, 1), (128, 16, 8, 1), (32, 32, 4, 1), (32, 32, 2, 1)),
     ],
 }
-Options = tuple[int, bool, bool]
-USUAL: Options = (3, False, False)  # iterations, leaky, detach_early
-ALL_OPTIONS: list[Options] = [(1, False, False), (3, True, False), (2, False, True), (4, False, False)]
+Options = tuple[int, bool, bool, float]
+USUAL: Options = (3, False, False, 1.0)  # iterations, leaky, detach_early, temperature
+ALL_OPTIONS: list[Options] = [
+    (1, False, False, 1.0),
+    (3, True, False, 10.0),
+    (2, False, True, 1.0),
+    (4, False, False, 3.0),
+]
 AT_ONCE = [132, 2 * 132, 4 * 132, 8 * 132]
 
 

@@ -87,7 +87,7 @@ def test_a_replayed_run_is_resumed_as_an_ordinary_one_is(digits, replaying, tmp_
 def test_pairs_are_replayed_with_what_each_digit_looks_like(digits, replaying, monkeypatch):
     pairs = PairSet(digits, 96, max_shift=4)
     recipe = replace(RECIPE, max_shift=0)
-    replayed, rows = trained(lambda: small(in_shape=(1, 36, 36)), pairs, recipe)
+    _, rows = trained(lambda: small(in_shape=(1, 36, 36)), pairs, recipe)
     assert len(replaying) == 6
     monkeypatch.setattr(training, "worth_a_graph", lambda device, steps: False)
     _, expected = trained(lambda: small(in_shape=(1, 36, 36)), pairs, recipe)
