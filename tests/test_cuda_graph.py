@@ -26,7 +26,8 @@ def replaying(monkeypatch):
     def captured(work):
         return lambda: replays.append(1) or work()
 
-    monkeypatch.setattr(training, "worth_a_graph", lambda device, steps: True)
+    monkeypatch.setattr(training, "worth_at_once", lambda device, steps: 4)
+    monkeypatch.setattr(training, "can_capture", lambda device: True)
     monkeypatch.setattr(cuda_graph, "_on_side_stream", lambda work: work())
     monkeypatch.setattr(cuda_graph, "_captured", captured)
     return replays
@@ -54,7 +55,7 @@ def test_a_replayed_run_is_the_ordinary_one(build, digits, replaying, monkeypatc
     replayed, rows = trained(build, digits)
     assert len(replays := replaying) == 2 * (200 // 32)  # the last batch of an epoch is smaller
     with monkeypatch.context() as patch:
-        patch.setattr(training, "worth_a_graph", lambda device, steps: False)
+        patch.setattr(training, "worth_at_once", lambda device, steps: 1)
         plain, expected = trained(build, digits)
     assert len(replays) == 12
     assert_alike(rows, expected)
@@ -84,11 +85,31 @@ def test_a_replayed_run_is_resumed_as_an_ordinary_one_is(digits, replaying, tmp_
         assert weight.equal(resumed.state_dict()[name]), name
 
 
+def test_a_run_that_began_on_a_gpu_goes_on_without_one(digits, replaying, tmp_path, monkeypatch):
+    undisturbed, _ = trained(small, digits, out=tmp_path / "undisturbed")
+    raw_batch = Batches.raw_batch
+
+    def stops(self, epoch, step):
+        if epoch == 1 and step == 3:
+            raise RuntimeError("pulled the plug")
+        return raw_batch(self, epoch, step)
+
+    with patched(Batches, "raw_batch", stops), pytest.raises(RuntimeError, match="plug"):
+        trained(small, digits, out=tmp_path / "killed")
+    monkeypatch.setattr(training, "can_capture", lambda device: False)
+    monkeypatch.setattr(training, "worth_at_once", lambda device, steps: 1)
+    resumed, rows = trained(small, digits, out=tmp_path / "killed", resume=True)
+    assert len(replaying) == 12 + 9  # none after it was killed
+    assert [row["step"] for row in rows] == [7, 14]
+    for name, weight in undisturbed.state_dict().items():
+        assert (weight - resumed.state_dict()[name]).abs().max() <= 1e-5 * weight.abs().max(), name
+
+
 def test_pairs_are_replayed_with_what_each_digit_looks_like(digits, replaying, monkeypatch):
     pairs = PairSet(digits, 96, max_shift=4)
     recipe = replace(RECIPE, max_shift=0)
     _, rows = trained(lambda: small(in_shape=(1, 36, 36)), pairs, recipe)
     assert len(replaying) == 6
-    monkeypatch.setattr(training, "worth_a_graph", lambda device, steps: False)
+    monkeypatch.setattr(training, "worth_at_once", lambda device, steps: 1)
     _, expected = trained(lambda: small(in_shape=(1, 36, 36)), pairs, recipe)
     assert_alike(rows, expected)

@@ -81,8 +81,16 @@ class Batches(LightningDataModule):
     run resumed in the middle of an epoch sees the batches that it would have seen.
     """
 
-    def __init__(self, train_set: ImageSet | PairSet, held_out: ImageSet | PairSet | None, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        train_set: ImageSet | PairSet,
+        held_out: ImageSet | PairSet | None,
+        recipe: Recipe,
+        steps_at_once: int = 1,
+    ) -> None:
         super().__init__()
+        self.steps = math.ceil(len(train_set) / recipe.batch_size)  # of an epoch
+        self.steps_at_once = steps_at_once
         self.train_set = train_set
         self.held_out = held_out
         self.recipe = recipe
@@ -108,7 +116,11 @@ class Batches(LightningDataModule):
         return Part(first, last, (last - first) / (stop - start)) if first < last else Part(start, start + 1, 0.0)
 
     def train_dataloader(self) -> "Steps":
-        return Steps(math.ceil(len(self.train_set) / self.recipe.batch_size))
+        return Steps(math.ceil(self.steps / self.steps_at_once))
+
+    def steps_of(self, group: int) -> range:
+        """The steps that Lightning sees as one."""
+        return range(group * self.steps_at_once, min((group + 1) * self.steps_at_once, self.steps))
 
     def val_dataloader(self) -> "Steps":
         return Steps(math.ceil(len(self.held_out) / images_at_once(self.held_out.image_shape)) if self.held_out else 0)

@@ -18,11 +18,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.optim.swa_utils import AveragedModel
 
+from capsnet.batches import Batches
 from capsnet.data import ImageSet, Pairs
 from capsnet.errors import InputError
 from capsnet.health import vital_signs
 from capsnet.models import CapsNet
+from capsnet.recipe import Recipe
 from capsnet.runs import CHECKPOINT, METRICS, write_atomically
 
 CHECKPOINT_SECONDS = 60.0
@@ -44,13 +47,13 @@ class Recorder(Callback):
     an undisturbed one would. Of several processes each has sums of its own, until they are gathered.
     """
 
-    def __init__(self, batch_size: int, folder: Path | None, probe: ImageSet | Pairs) -> None:
-        self.batch_size = batch_size
+    def __init__(self, recipe: Recipe, batches: Batches, folder: Path | None, probe: ImageSet | Pairs) -> None:
+        self.recipe = recipe
+        self.batches = batches
         self.folder = folder
         self.probe = probe
         self.rows: list[dict[str, Any]] = []
         self.sums: dict[str, torch.Tensor] = {}
-        self.learning_rate = 0.0
         self.seconds = 0.0  # of this epoch, before the last resumption
         self.started = 0.0
 
@@ -58,14 +61,11 @@ class Recorder(Callback):
         self.started = time.perf_counter()
         self._leave_to_the_first(trainer)  # what a checkpoint has brought
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._add(outputs)
-        if (batch_idx + 1) % CHECK_EVERY == 0:
+        if (batch_idx + 1) % max(1, CHECK_EVERY // self.batches.steps_at_once) == 0:
             self.refuse_unless_finite(trainer)
 
     def on_validation_batch_end(
@@ -93,7 +93,7 @@ class Recorder(Callback):
         if isinstance(pl_module.model, CapsNet):
             row |= vital_signs(pl_module.model, self.probe.images, self.probe.labels)
         row |= {
-            "learning_rate": self.learning_rate,
+            "learning_rate": self.recipe.rate(trainer.global_step - 1, self.batches.steps),
             "seconds": round(seconds, 2),
             "images_per_second": round(images / seconds, 1),
         }
@@ -149,14 +149,29 @@ class MovingAverage(WeightAveraging):
     """Lightning's moving average of the weights, warmed up, and taken as the result at the end of training."""
 
     def __init__(self, decay: float) -> None:
-        super().__init__(multi_avg_fn=warmed_up_average(decay))
+        self.update = warmed_up_average(decay)
+        super().__init__(multi_avg_fn=self.update)
         self.started = False
+
+    @property
+    def averaged(self) -> AveragedModel:
+        assert self._average_model is not None
+        return self._average_model
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return step_idx is not None and self.trainer_steps_alone
+
+    @torch.no_grad()
+    def follow(self, module: LightningModule) -> None:
+        """After a step that Lightning does not see; no GPU is asked how many there were before."""
+        averages = [*self.averaged.module.parameters(), *self.averaged.module.buffers()]
+        self.update(averages, [*module.parameters(), *module.buffers()], self.averaged.n_averaged)
+        self.averaged.n_averaged += 1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         pl_module.to(trainer.strategy.root_device)  # where Lightning moves it next; the average stays where it is made
         super().setup(trainer, pl_module, stage)
-        if self._average_model is not None:  # how many steps it has seen is asked at each; a GPU would have to answer
-            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+        self.trainer_steps_alone = pl_module.automatic_optimization
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = True
@@ -174,7 +189,7 @@ def warmed_up_average(decay: float) -> Callable[[Sequence[torch.Tensor], Sequenc
     """
 
     def update(averages: Sequence[torch.Tensor], currents: Sequence[torch.Tensor], updates: torch.Tensor) -> None:
-        new = (9 / (10 + updates)).clamp(min=1 - decay)
+        new = torch.where(updates == 0, 1.0, (9 / (10 + updates)).clamp(min=1 - decay))
         for average, current in zip(averages, currents, strict=True):
             average.lerp_(current, new.to(average.dtype))
 
@@ -305,7 +320,7 @@ class ShowProgress(Callback):
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        total = int(trainer.estimated_stepping_batches)
+        total = self.recorder.batches.steps * (trainer.max_epochs or 0)
         self.progress.start()
         self.task = self.progress.add_task(
             "", total=total, completed=trainer.global_step, epoch=self._epoch(trainer), rate="–", loss="–"
@@ -320,7 +335,7 @@ class ShowProgress(Callback):
         fields: dict[str, Any] = {"epoch": self._epoch(trainer)}
         if batch_idx % 10 == 0:  # reading the loss makes a GPU wait
             fields["loss"] = f"{float(outputs['loss']):.4f}"
-            fields["rate"] = f"{task.speed * self.recorder.batch_size:,.0f}" if task.speed else "–"
+            fields["rate"] = f"{task.speed * self.recorder.recipe.batch_size:,.0f}" if task.speed else "–"
         self.progress.update(self.task, completed=trainer.global_step, **fields)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

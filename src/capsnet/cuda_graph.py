@@ -1,46 +1,50 @@
 """A whole training step as one CUDA graph, so that a GPU never waits for Python."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from capsnet.batches import RawBatch
-from capsnet.models import Loss
 from capsnet.optimizer import AdamW
 
 WARM_UP_STEPS = 3
 """Steps before the capture, in which libraries choose their algorithms and the optimizer makes its averages."""
 
 
+def can_capture(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
 class GraphedStep:
     """From the bytes of a batch to new weights: forward, backward and optimizer, captured once and replayed.
 
-    A step of MNIST's CapsNet keeps an H100 busy for less than a millisecond, and Python needs several to ask for its
+    A step of MNIST's CapsNet keeps a GPU of 2023 busy for about a millisecond, and Python needs several to ask for its
     hundreds of kernels one by one. The batch is copied to where the captured step reads it; so is the learning rate.
-    What `compute` returns lies in memory that the next step overwrites.
+    What the step returns is overwritten by the next one.
 
     Args:
-        compute: the loss of a batch, and what else is to be known of the step.
-        model: whose weights the optimizer changes.
-        optimizer: its averages stay where they are, so that a checkpoint finds them.
+        step: takes a whole step on a batch.
+        modules: what the step changes.
+        optimizer: by which it changes them. Its averages stay where they are, so that a checkpoint finds them.
         example: a batch of the size of all others.
     """
 
     def __init__(
         self,
-        compute: Callable[[RawBatch], tuple[Loss, dict[str, Tensor]]],
-        model: nn.Module,
+        step: Callable[[RawBatch], dict[str, Tensor]],
+        modules: Sequence[nn.Module],
         optimizer: AdamW,
         example: RawBatch,
     ) -> None:
         self.batch = example.each(torch.clone)
         self.rate = torch.zeros((), device=example.images.device)
-        with _restored(model, optimizer):
-            _on_side_stream(lambda: [self._step(compute, optimizer) for _ in range(WARM_UP_STEPS)])
-        self.replay = _captured(lambda: self._step(compute, optimizer))
+        with _rate_on_device(optimizer, self.rate):
+            with _restored(modules, optimizer):
+                _on_side_stream(lambda: [step(self.batch) for _ in range(WARM_UP_STEPS)])
+            self.replay = _captured(lambda: step(self.batch))
 
     def __call__(self, batch: RawBatch, rate: float) -> dict[str, Tensor]:
         for kept, part in zip(self.batch, batch, strict=True):
@@ -48,17 +52,6 @@ class GraphedStep:
                 kept.copy_(part)
         self.rate.fill_(rate)
         return self.replay()
-
-    def _step(
-        self, compute: Callable[[RawBatch], tuple[Loss, dict[str, Tensor]]], optimizer: AdamW
-    ) -> dict[str, Tensor]:
-        optimizer.zero_grad()
-        with torch.autocast(self.rate.device.type, torch.bfloat16, self.rate.is_cuda, cache_enabled=False):
-            loss, outputs = compute(self.batch)
-        loss.total.backward()
-        with _rate_on_device(optimizer, self.rate):
-            optimizer.step()
-        return outputs
 
 
 @contextlib.contextmanager
@@ -75,12 +68,13 @@ def _rate_on_device(optimizer: AdamW, rate: Tensor) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _restored(model: nn.Module, optimizer: AdamW) -> Iterator[None]:
+def _restored(modules: Sequence[nn.Module], optimizer: AdamW) -> Iterator[None]:
     """What warming up does to weights, buffers, averages and random numbers is undone.
 
     Averages that it has made become zero.
     """
-    kept = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
+    changing = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    kept = [(tensor, tensor.detach().clone()) for tensor in changing]
     kept += [(tensor, tensor.clone()) for tensor in _averages(optimizer)]
     with torch.random.fork_rng():
         yield

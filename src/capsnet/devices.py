@@ -12,8 +12,8 @@ from capsnet.models import Model
 
 _WORTH_COMPILING = 5000
 """Training steps that repay compiling. An estimate: no GPU was at hand to measure it."""
-_WORTH_A_GRAPH = 50
-"""Training steps that repay the warm-up before a CUDA graph is captured."""
+STEPS_AT_ONCE = 50
+"""Training steps that a GPU takes in one go."""
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
@@ -29,6 +29,20 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
         here = ", ".join(kind for kind, there in present.items() if there)
         raise InputError(f"this machine has no device {name!r} that PyTorch can use; it has: {here}")
     return torch.device(name)
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """What `torch.manual_seed` does for the CPU and one device.
+
+    That seeds every kind of device that PyTorch knows; for each that is not there it keeps the call, with a written
+    stack, for the day on which it is. At every step this takes longer than a GPU for the step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        number = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[number].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def training_precision(device: torch.device) -> Literal["32-true", "bf16-mixed"]:
@@ -52,6 +66,6 @@ def training_loss(model: Model, device: torch.device, steps: int) -> Callable:
     return torch.compile(model.loss, dynamic=False)
 
 
-def worth_a_graph(device: torch.device, steps: int) -> bool:
-    """Whether to capture the whole step as a CUDA graph (`capsnet.cuda_graph`)."""
-    return device.type == "cuda" and steps >= _WORTH_A_GRAPH
+def worth_at_once(device: torch.device, steps: int) -> int:
+    """How many steps to take in one go (`capsnet.training.GroupedTraining`); 1 where a few are all of the run."""
+    return STEPS_AT_ONCE if device.type == "cuda" and steps >= STEPS_AT_ONCE else 1

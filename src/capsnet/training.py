@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -26,10 +27,10 @@ from capsnet.callbacks import (
     TrainingInterruptedError,
 )
 from capsnet.checkpoints import SafeCheckpointIO
-from capsnet.cuda_graph import GraphedStep
+from capsnet.cuda_graph import GraphedStep, can_capture
 from capsnet.data import ImageSet, PairSet, PosedSet
 from capsnet.data.pictures import Framing, measure_framing
-from capsnet.devices import pick_device, training_loss, training_precision, worth_a_graph
+from capsnet.devices import pick_device, seed_generators, training_loss, training_precision, worth_at_once
 from capsnet.errors import InputError
 from capsnet.evaluation import missed_things
 from capsnet.health import PROBE
@@ -101,16 +102,34 @@ def fit(
         else:
             runs.require_free(folder)
             runs.make_folder(folder)
+    steps = math.ceil(len(train_set) / recipe.batch_size)
+    steps_at_once = worth_at_once(team.device, steps * recipe.epochs) if team.size == 1 else 1
+    if folder and resume:
+        steps_at_once = _steps_at_once(folder)
+        if steps_at_once > 1 and team.size > 1:
+            raise InputError(f"the run {folder} was begun by one process on a GPU; go on with it by one process")
     with runs.locked(folder) if folder and writes else contextlib.nullcontext():
         if folder and writes and not resume:
             sections: dict[str, Any] = {"recipe": asdict(recipe), "classes": list(train_set.class_names)}
             sections |= {"image_shape": train_set.image_shape, "framing": asdict(_framing(train_set))}
             sections |= {"command": dict(command or {})}
+            if steps_at_once > 1:
+                sections["steps_at_once"] = steps_at_once
             runs.require_free(folder)  # of two that started at once one has the lock, and has begun
             runs.write_config(folder, model, fingerprint=fingerprint, **sections)
         with working_together(team):
             rows = _train(
-                model, train_set, recipe, held_out, folder, fingerprint, team, tensorboard, progress, callbacks
+                model,
+                train_set,
+                recipe,
+                held_out,
+                folder,
+                fingerprint,
+                team,
+                steps_at_once,
+                tensorboard,
+                progress,
+                callbacks,
             )
         if folder and writes:
             runs.save_weights(model, folder)
@@ -125,16 +144,19 @@ def _train(
     folder: Path | None,
     fingerprint: str,
     team: Team,
+    steps_at_once: int,
     tensorboard: bool,
     progress: bool,
     more_callbacks: Sequence[Callback],
 ) -> list[dict[str, Any]]:
     """From the folder's last checkpoint, if there is one, to the end."""
-    recorder = Recorder(recipe.batch_size, folder, _cropped(train_set, recipe.crop).batch(0, PROBE))
+    batches = Batches(train_set, held_out, recipe, steps_at_once)
+    average = MovingAverage(recipe.ema_decay) if recipe.ema_decay else None
+    recorder = Recorder(recipe, batches, folder, _cropped(train_set, recipe.crop).batch(0, PROBE))
     checkpoints = Checkpoints(recorder, folder, fingerprint, speaks=team.rank == 0)
     callbacks: list[Callback] = [recorder, checkpoints]
-    if recipe.ema_decay:
-        callbacks.insert(0, MovingAverage(recipe.ema_decay))
+    if average:
+        callbacks.insert(0, average)
     if recipe.stop_at_error:
         callbacks.append(StopAtError(recorder, recipe.stop_at_error))
     if progress and team.rank == 0:
@@ -169,8 +191,8 @@ def _train(
                 raise InputError("this process was given another model, recipe or training set than the first one")
         try:
             trainer.fit(
-                TrainingModule(model, recipe),
-                datamodule=Batches(train_set, held_out, recipe),
+                GroupedTraining(model, recipe, average) if steps_at_once > 1 else TrainingModule(model, recipe),
+                datamodule=batches,
                 ckpt_path=starts_from,
                 weights_only=True,
             )
@@ -201,76 +223,119 @@ class TrainingModule(LightningModule):
         self.batches.move_to(self.device)
         self.batches.share_out(self.global_rank, self.trainer.world_size)
         self.model.train()
-        steps = len(self.batches.train_dataloader()) * self.recipe.epochs
         alone = self.trainer.world_size == 1
+        steps = self.batches.steps * self.recipe.epochs
         self.loss = training_loss(self.model, self.device, steps) if alone else self.model.loss
-        self.graphed = alone and worth_a_graph(self.device, steps)
-        self.graph: GraphedStep | None = None
-        self.replayed = False  # whether the step under way was, with its backward pass and the optimizer's
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # What draws at random inside the model (dropout) then depends on nothing but seed, epoch and step.
-        # Several processes draw differently, as they see different images. Counted from 1, because a seed sequence
-        # is the same without a 0 at its end, and that one is the epoch's.
+        self.seed(batch_idx)
+
+    def seed(self, step: int) -> None:
+        """What draws at random inside the model (dropout) then depends on nothing but seed, epoch and step.
+
+        Several processes draw differently, as they see different images. Counted from 1, because a seed sequence is the
+        same without a 0 at its end, and that one is the epoch's.
+        """
         own = (self.global_rank,) if self.global_rank else ()
-        torch.manual_seed(mix_seed(self.recipe.seed, self.current_epoch, batch_idx + 1, *own))
+        seed_generators(mix_seed(self.recipe.seed, self.current_epoch, step + 1, *own), self.device)
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, torch.Tensor]:
         part = self.batches.train_part(batch_idx)
-        self.replayed = self._replays(batch_idx)
-        if self.replayed:
-            return self._replay(self.batches.raw_batch(self.current_epoch, batch_idx), part)
-        loss, sums = self._loss_and_sums(self.batches.train_batch(self.current_epoch, batch_idx), part)
+        loss, sums = self.loss_and_sums(self.batches.train_batch(self.current_epoch, batch_idx), part)
         # The processes' gradients are averaged; what is wanted is the mean over all images of the batch.
         return {"loss": loss.total * (part.share * self.trainer.world_size), **sums}
 
-    def _replays(self, step: int) -> bool:
-        """Whether this step is that of the graph; the last batch of an epoch may be smaller."""
-        return self.graphed and self.batches.train_part(step).images == self.recipe.batch_size
-
-    def _replay(self, raw: RawBatch, part: Part) -> dict[str, torch.Tensor]:
-        optimizer = self.trainer.optimizers[0]
-        assert isinstance(optimizer, AdamW)
-        if self.graph is None:
-            self.graph = GraphedStep(
-                lambda batch: self._loss_and_sums(batch.to_float(), part), self.model, optimizer, raw
-            )
-        sums = self.graph(raw, optimizer.param_groups[0]["lr"])
-        return {"loss": sums["loss_mean"], **sums}
-
-    def _loss_and_sums(self, batch: Batch, part: Part) -> tuple[Loss, dict[str, torch.Tensor]]:
+    def loss_and_sums(self, batch: Batch, part: Part) -> tuple[Loss, dict[str, torch.Tensor]]:
         """The loss of a batch, and what is summed over the images of an epoch."""
         images, labels, targets = batch
-        # Another size than most would be compiled anew.
+        # The last batch of an epoch may be smaller; another size would be compiled anew.
         loss = (self.loss if len(images) == self.recipe.batch_size else self.model.loss)(images, labels, targets)
         sums = {"loss_mean": loss.total, **{f"{name}_loss": value for name, value in loss.parts.items()}}
         sums = {name: value.detach().float() * part.images for name, value in sums.items()}
         return loss, {**sums, **_count_errors(loss.scores, labels, part.images)}
-
-    def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-        if not self.replayed:
-            super().backward(loss, *args, **kwargs)
-
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        if self._replays(batch_idx):
-            optimizer_closure()  # the whole step, with the optimizer's part of it
-        else:
-            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, torch.Tensor]:
         images, labels, _ = self.batches.held_out_batch(batch_idx)
         counts = _count_errors(self.model.probabilities(images), labels, self.batches.held_out_part(batch_idx).images)
         return {f"held_out_{name}": count for name, count in counts.items()}
 
-    def configure_optimizers(self) -> Any:
-        # The scheduler multiplies the rate given here, which must therefore be 1.
+    def make_optimizer(self) -> AdamW:
         weights = [parameter for parameter in self.parameters() if parameter.ndim > 1]
         biases = [parameter for parameter in self.parameters() if parameter.ndim <= 1]
-        groups = [{"params": weights, "weight_decay": self.recipe.weight_decay}, {"params": biases, "weight_decay": 0}]
-        optimizer = AdamW(groups, lr=1.0)
-        steps = len(self.batches.train_dataloader())
+        return AdamW(
+            [{"params": weights, "weight_decay": self.recipe.weight_decay}, {"params": biases, "weight_decay": 0}],
+            lr=1.0,
+        )
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer()
+        # The scheduler multiplies the rate given there, which must therefore be 1.
+        steps = self.batches.steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.recipe.rate(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class GroupedTraining(TrainingModule):
+    """The same, but that Lightning sees so many steps as one (`Batches.steps_at_once`).
+
+    Between two steps Lightning takes longer than a GPU for a step of MNIST's CapsNet. On a GPU each step is one
+    replayed graph, with optimizer and moving average; a run that began there can go on elsewhere, step by step.
+    """
+
+    def __init__(self, model: Model, recipe: Recipe, average: MovingAverage | None) -> None:
+        super().__init__(model, recipe)
+        self.automatic_optimization = False
+        self.averages = [average] if average else []  # in a list, lest a copy of this module copy it too
+
+    def configure_optimizers(self) -> Any:
+        return self.make_optimizer()
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.graph: GraphedStep | None = None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        pass  # each step is seeded by itself
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, torch.Tensor]:
+        totals: dict[str, torch.Tensor] = {}
+        steps = self.batches.steps_of(batch_idx)
+        for step in steps:
+            self.seed(step)
+            for name, value in self._take_step(step).items():
+                totals[name] = totals[name] + value if name in totals else value.clone()
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        for counted in (progress.total, progress.current):  # it is from these that Lightning knows its global step
+            counted.ready += len(steps)
+            counted.completed += len(steps)
+        return {"loss": totals["loss_mean"] / totals["images"], **totals}
+
+    def _take_step(self, step: int) -> dict[str, torch.Tensor]:
+        optimizer = self.trainer.optimizers[0]
+        assert isinstance(optimizer, AdamW)
+        part = self.batches.train_part(step)
+        raw = self.batches.raw_batch(self.current_epoch, step)
+        rate = self.recipe.rate(self.current_epoch * self.batches.steps + step, self.batches.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        if not can_capture(self.device) or part.images < self.recipe.batch_size:
+            return self._whole_step(raw, part)
+        if self.graph is None:
+            kept = [average.averaged for average in self.averages]
+            self.graph = GraphedStep(lambda batch: self._whole_step(batch, part), [self.model, *kept], optimizer, raw)
+        return self.graph(raw, rate)
+
+    def _whole_step(self, raw: RawBatch, part: Part) -> dict[str, torch.Tensor]:
+        optimizer, kind = self.trainer.optimizers[0], self.device.type
+        optimizer.zero_grad()
+        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda", cache_enabled=False):
+            loss, sums = self.loss_and_sums(raw.to_float(), part)
+        with torch.autocast(kind, enabled=False):
+            loss.total.backward()
+            optimizer.step()
+            for average in self.averages:
+                average.follow(self)
+        return sums
 
 
 def _count_errors(scores: torch.Tensor, labels: torch.Tensor, count: int) -> dict[str, torch.Tensor]:
@@ -328,6 +393,14 @@ def _check_resumable(folder: Path, fingerprint: str) -> None:
         raise InputError(f"the run {folder} was started with another model, recipe or training set, and keeps its own")
     if (folder / runs.WEIGHTS).exists():
         raise InputError(f"the run {folder} is complete; there is nothing to resume")
+
+
+def _steps_at_once(folder: Path) -> int:
+    """Of a run that is gone on with: its checkpoint counts in these."""
+    steps = runs.read_config(folder).get("steps_at_once", 1)
+    if type(steps) is not int or not 1 <= steps <= 10_000:
+        raise InputError(f"{folder / runs.CONFIG} is damaged: steps_at_once is {steps!r}")
+    return steps
 
 
 @contextlib.contextmanager

@@ -10,8 +10,8 @@ from torch import Tensor
 from capsnet.batches import RawBatch
 from capsnet.benchmark.textbook import TextbookCapsNet
 from capsnet.cuda_graph import GraphedStep
-from capsnet.devices import training_loss, worth_a_graph
-from capsnet.models import CapsNet, Loss
+from capsnet.devices import training_loss
+from capsnet.models import CapsNet
 from capsnet.optimizer import AdamW
 
 LONG_RUN = 10**6
@@ -104,25 +104,25 @@ def _our_training_step(
     """A step as `fit` takes it."""
     optimizer = AdamW(model.parameters(), weight_decay=0)
     loss = training_loss(model, device, LONG_RUN)
-    model.train()
-    if worth_a_graph(device, LONG_RUN):
-        batch = RawBatch(images, labels)
 
-        def computed(batch: RawBatch) -> tuple[Loss, dict[str, Tensor]]:
-            return loss(batch.images, batch.labels), {}
-
-        graph = GraphedStep(computed, model, optimizer, batch)
-        return lambda: model.train() and graph(batch, 0.001)
-
-    def step() -> None:
+    def step(images: Tensor, labels: Tensor) -> None:
         model.train()
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            total = loss(images, labels).total
         optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+            total = loss(images, labels).total
         total.backward()
         optimizer.step()
 
-    return step
+    if device.type != "cuda":
+        return lambda: step(images, labels)
+    batch = RawBatch(images, labels)
+
+    def whole(batch: RawBatch) -> dict[str, Tensor]:
+        step(batch.images, batch.labels)
+        return {}
+
+    graph = GraphedStep(whole, [model], optimizer, batch)
+    return lambda: graph(batch, 0.001)
 
 
 CPU_SIDES = [
