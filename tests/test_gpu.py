@@ -1,4 +1,4 @@
-"""What must hold on a GPU as it does on a CPU. Without a GPU the same tests run on the CPU alone; docs/gpu.md."""
+"""What must hold on a GPU as it does on a CPU. Without a GPU most of it runs on the CPU alone (docs/gpu.md)."""
 
 from dataclasses import replace
 
@@ -17,6 +17,7 @@ from capsnet.routing import _procedure, route
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that CUDA can use")
 CUDA = pytest.param("cuda", marks=(pytest.mark.gpu, NO_GPU))
 DEVICES = pytest.mark.parametrize("device", ["cpu", CUDA])
+ON_GPU = pytest.mark.parametrize("device", [CUDA])  # for what is compared with the CPU
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def digits():
 
 def outcome(function, arguments, grad, device, dtype):
     """Results and gradients, computed on the device, compared on the CPU."""
-    leaves = [x.to(device, dtype).requires_grad_() for x in arguments]
+    leaves = [x.to(device, dtype, copy=True).requires_grad_() for x in arguments]
     y = function(*leaves)
     found = y, *torch.autograd.grad(y, leaves, grad.to(device, y.dtype))
     return [t.detach().double().cpu() for t in found]
@@ -132,7 +133,7 @@ def batches(data, recipe, device):
     return [made.train_batch(epoch, step) for epoch, step in ((0, 0), (0, 5), (1, 6))]  # the last one is smaller
 
 
-@DEVICES
+@ON_GPU
 def test_shifts_and_pairs_are_those_of_the_cpu_bit_for_bit(device, digits):
     for data in (digits, PairSet(digits, 640)):
         for there, here in zip(batches(data, SHIFTS, device), batches(data, SHIFTS, "cpu"), strict=True):
@@ -145,7 +146,7 @@ def test_shifts_and_pairs_are_those_of_the_cpu_bit_for_bit(device, digits):
         assert getattr(made, name).cpu().equal(expected)
 
 
-@DEVICES
+@ON_GPU
 @pytest.mark.parametrize("recipe", [AFFINE, ALL], ids=["affine", "all"])
 def test_other_augmentation_is_that_of_the_cpu_but_for_rounding(device, digits, recipe):
     for data in (digits, PairSet(digits, 640)):
@@ -215,7 +216,7 @@ def test_training_learns(device, digits):
 
 
 # Last, because compiling takes longer than all else.
-@DEVICES
+@ON_GPU
 @pytest.mark.parametrize("pairs", [False, True], ids=["digits", "pairs"])
 def test_the_loss_that_training_takes_is_the_models(device, digits, pairs):
     data = PairSet(digits, 640) if pairs else digits
