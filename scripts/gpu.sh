@@ -3,7 +3,7 @@
 #
 #     scripts/gpu.sh SECONDS OUT
 #
-# Wants a python3 with PyTorch, Lightning and what else docs/gpu.md names, and .gpu beside (`make gpu-wheels`); no network.
+# Wants a python3 with PyTorch, Lightning and what else docs/gpu.md names, and .gpu (`make gpu-wheels`); no network.
 # OUT gets logs and one archive, gpu-results.tar.gz; scripts/gpu_unpack.py takes that apart into results/.
 # A dry run sets DEVICE, CAPSNET (the command) and GROUPS_OF_ROWS.
 set -u -o pipefail
@@ -66,8 +66,8 @@ while read -r share seeds rows; do
   [ -n "$share" ] || continue
   number=$((number + 1))
   seconds=$(((end - SECONDS) * share / 100))
-  # Longer than planned is better than for nothing; but one that hangs leaves time for the next.
   read -ra rows <<<"$rows"
+  # Eight seconds are for the start of Python. A run that takes longer than planned may end; one that hangs is cut off.
   part "runs-$number" $((seconds + seconds / 3 + 10)) \
     env -C "$work" $capsnet reproduce "${rows[@]}" --budget "$((seconds > 15 ? seconds - 8 : seconds))" --seeds "$seeds" \
     --device "$device"
