@@ -1,13 +1,15 @@
-"""Compare recipes on held-out training images, never on the test set, and write down every try.
+"""Compare recipes and networks on held-out training images, never on the test set, and write down every try.
 
     .venv/bin/python scripts/search_recipe.py mnist-best --epochs 4 --limit 20000 \\
         "" "weight_decay=0" "decay=linear learning_rate=0.003" "rotation=0 scale=0 shear=0"
 
-Each try changes the row's recipe ("" leaves it as it is; seed=1 is another seed). All tries of a row are kept in
+Each try changes the row's recipe or the settings of its network, as "batch_norm=true temperature=10" ("" leaves both
+as they are; seed=1 is another seed; width=0.25 makes all layers a quarter as wide). All tries of a row are kept in
 results/search/ROW.jsonl, one a line; those that are there are not run again, and one that was interrupted goes on.
 """
 
 import hashlib
+import inspect
 import json
 import shutil
 import sys
@@ -25,7 +27,7 @@ from capsnet.experiments.making import Settings, provenance, trained
 from capsnet.experiments.records import current_commit
 from capsnet.experiments.reproduce import TableSettings, training_sets
 from capsnet.experiments.rows import Row, find_rows
-from capsnet.models import build_model
+from capsnet.models import MODELS, build_model, sizes
 from capsnet.recipe import is_recipe
 
 FIGURES = ("error", "error_with_shifts", "seconds")
@@ -33,12 +35,12 @@ FIGURES = ("error", "error_with_shifts", "seconds")
 
 @dataclass(frozen=True)
 class Search:
-    """Compare changes to the recipe of one row."""
+    """Compare changes to the recipe, or the network, of one row."""
 
     row: tyro.conf.Positional[str]
     """A row of `capsnet reproduce`."""
     tries: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TRY")]
-    """Changes to its recipe: "name=value name=value"."""
+    """Changes to its recipe or its network: "name=value name=value"."""
     epochs: int = 4
     limit: int | None = None
     """Train on so many images, or pairs an epoch, only."""
@@ -50,21 +52,22 @@ class Search:
     def run(self) -> None:
         (row,) = find_rows((self.row,))
         row = replace(row, recipe=replace(row.recipe, stop_at_error=0.0))  # all tries train equally long
-        recipes = {words: changed(row.run_recipe(0, self.epochs), words) for words in self.tries}
         train_set, held_out = training_sets(row, self.held_out, TableSettings())
         assert held_out is not None
         train_set = train_set.first(self.limit) if self.limit else train_set
-        for words, recipe in recipes.items():
-            definition = {"limit": self.limit, **row.definition(), "held_out": self.held_out}
+        changed_rows = {words: changed(row, words) for words in self.tries}
+        for words, changed_row in changed_rows.items():
+            recipe = replace(changed_row.recipe, epochs=self.epochs)
+            definition = {"limit": self.limit, **changed_row.definition(), "held_out": self.held_out}
             if any(tells_of(entry, recipe, definition) for entry in self._read()):
                 continue
             key: dict[str, Any] = {"recipe": asdict(recipe), **definition}
             print(f"{row.name}: {words or 'as it is'}", file=sys.stderr)
             folder = Path("runs") / "search" / row.name / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-            figures = self._try(row, definition, recipe, folder, train_set, held_out)
+            figures = self._try(changed_row, definition, recipe, folder, train_set, held_out)
             self._write({"changes": words, **figures, **key})
             shutil.rmtree(folder)
-        print(as_table(self._read(), row.recipe))
+        print(as_table(self._read(), row))
 
     def _try(
         self,
@@ -107,30 +110,45 @@ def tells_of(entry: dict[str, Any], recipe: Recipe, definition: dict[str, Any]) 
     return {name: entry.get(name) for name in definition} == definition and is_recipe(entry["recipe"], recipe)
 
 
-def changed(recipe: Recipe, words: str) -> Recipe:
-    """The recipe with changes as "name=value name=value"."""
-    changes: dict[str, Any] = {}
+def changed(row: Row, words: str) -> Row:
+    """The row with changes to its recipe, or to the settings of its network, as "name=value name=value"."""
+    recipe: dict[str, Any] = {}
+    config: dict[str, Any] = {}
     for word in words.split():
-        name, equals, value = word.partition("=")
-        if not equals or name not in asdict(recipe):
-            raise InputError(f"{word!r} is no change to a recipe, whose settings are: {', '.join(asdict(recipe))}")
+        name, equals, text = word.partition("=")
+        if not equals or name not in (*asdict(row.recipe), *network_settings(row)):
+            raise InputError(
+                f"{word!r} changes nothing; settings are, of the recipe: {', '.join(asdict(row.recipe))}; "
+                f"of the network: {', '.join(network_settings(row))}"
+            )
         try:
-            changes[name] = value if name == "decay" else json.loads(value)
+            value: Any = text if name == "decay" else json.loads(text)
         except ValueError:
             raise InputError(f"{word!r} does not give {name} a number") from None
-    return replace(recipe, **changes)
+        if name == "width":
+            config |= sizes(row.model, value)
+        else:
+            (recipe if name in asdict(row.recipe) else config)[name] = value
+    return replace(row, recipe=replace(row.recipe, **recipe), config={**row.config, **config})
 
 
-def as_table(entries: list[dict[str, Any]], present: Recipe) -> str:
+def network_settings(row: Row) -> list[str]:
+    """What may be set of the row's network, beside the shape of its images and classes."""
+    return ["width", *list(inspect.signature(MODELS[row.model]).parameters)[2:]]
+
+
+def as_table(entries: list[dict[str, Any]], present: Row) -> str:
     """The best first, those of one size together. Errors in percent, of held-out training images.
 
-    Changes are those to the row's `present` recipe, which may have been another when the try was made.
+    Changes are those to the `present` row, which may have been another when the try was made.
     """
     lines = ["| images | epochs | changes | seed | held-out error | with shifts of 1 | seconds |", "|---" * 7 + "|"]
-    usual, apart = asdict(present), ("epochs", "seed")
+    usual = {**asdict(present.recipe), **present.definition()["config"]}
     for entry in sorted(entries, key=lambda entry: (str(entry["limit"]), entry["recipe"]["epochs"], entry["error"])):
         recipe = asdict(Recipe(**entry["recipe"]))  # with the settings that came later
-        changes = [f"{name}={value}" for name, value in recipe.items() if value != usual[name] and name not in apart]
+        made = {**recipe, **entry["config"]}
+        apart = ("epochs", "seed")
+        changes = [f"{name}={value}" for name, value in made.items() if value != usual.get(name) and name not in apart]
         cells = [entry["limit"] or "all", recipe["epochs"], " ".join(changes) or "none", recipe["seed"]]
         lines.append("| " + " | ".join(map(str, [*cells, *(entry[name] for name in FIGURES)])) + " |")
     return "\n".join(lines)

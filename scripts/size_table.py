@@ -16,7 +16,7 @@ import torch
 
 import capsnet
 from capsnet import cli, data
-from capsnet.benchmark.sides import peak_memory
+from capsnet.benchmark.measure import peak_memory
 from capsnet.stem import halved
 
 ROWS = [((1, 28, 28), 10), ((3, 64, 64), 10), ((3, 96, 96), 43), ((3, 224, 224), 200)]

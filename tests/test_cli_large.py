@@ -81,7 +81,7 @@ def test_a_run_with_hidden_capsules_has_vital_signs_and_is_drawn(tmp_path, hidde
     drawn["health"] = health.draw_health(health.read_history(tmp_path / "run"))
     assert set(drawn) == FIGURES
     labels = [text.get_text() for axis in drawn["health"].axes for text in axis.texts + axis.legend().get_texts()]
-    assert {"hidden capsules", "dead hidden capsule types"} <= set(labels)
+    assert {"hidden capsules", "hidden capsule types"} <= set(labels)
 
 
 def test_votes_lie_where_the_capsules_look():

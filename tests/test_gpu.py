@@ -66,7 +66,7 @@ def test_squash_and_lengths_are_those_of_float64(device, shape, dtype, bound):
 
 
 @DEVICES
-@pytest.mark.parametrize("options", [{}, {"leaky": True}, {"detach_early": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"leaky": True}, {"detach_early": True}, {"temperature": 3.0}], ids=str)
 @pytest.mark.parametrize(
     ("sizes", "iterations"),
     [((5, 1152, 10, 8, 16), 3), ((130, 36, 5, 8, 16), 3), ((3, 17, 7, 6, 5), 2), ((1, 1, 1, 4, 4), 1)],
@@ -78,7 +78,7 @@ def test_routing_forward_and_backward_is_that_of_float64(device, sizes, iteratio
     u = torch.randn(batch, low, low_dim, generator=generator) / low_dim**0.5
     weight = torch.randn(high, low, low_dim, high_dim, generator=generator) * 3 * low**-0.5
     grad = torch.randn(batch, high, high_dim, generator=generator)
-    flags = {"leaky": False, "detach_early": False, **options}
+    flags = {"leaky": False, "detach_early": False, "temperature": 1.0, **options}
 
     def exact(u, weight):
         return _procedure(u, weight, iterations, **flags)

@@ -200,6 +200,7 @@ def test_vital_signs_by_hand():
         features = torch.relu(model.conv(images.float() / 255))
         primary = model.primary(features)
         _, history = reference.route(primary.numpy(), model.classes.weight.numpy(), 3)
+        unrouted, _ = reference.route(primary.numpy(), model.classes.weight.numpy(), 1)
         long = torch.stack([answers(model, image)[1] for image in images])
     active = primary.norm(dim=2).numpy()
     entropy = -(history[-1] * np.log(history[-1])).sum(-1) / math.log(3)
@@ -209,6 +210,37 @@ def test_vital_signs_by_hand():
     assert signs["conv_norm"] == pytest.approx(float(features.pow(2).mean()) ** 0.5, rel=1e-5)
     assert signs["primary_norm"] == pytest.approx(active.mean(), rel=1e-5)
     assert signs["class_norm"] == pytest.approx(float(long.max(1).values.mean()), rel=1e-5)
+    assert signs["primary_length_90"] == pytest.approx(np.quantile(active, 0.9, method="nearest"), rel=1e-5)
+    assert signs["primary_length_10"] == 0
+    assert signs["primary_length_std"] == pytest.approx(active.std(0).mean(), rel=1e-4)
+    assert signs["logit_std"] == pytest.approx(np.log(history[-1]).var(-1).mean() ** 0.5, rel=1e-3)
+    before = np.linalg.norm(unrouted, axis=2)
+    assert signs["routing_gain"] == pytest.approx(
+        float(long.max(1).values.mean()) / before[range(7), long.argmax(1)].mean()
+    )
+    assert signs["routing_changes"] == (before.argmax(1) != long.argmax(1).numpy()).mean()
+
+
+def test_routing_gain_is_that_of_the_right_classes():
+    model, images = tiny(), pictures(5)
+    labels = torch.tensor([[0, 1], [1, 2], [0, 2], [2, 1], [1, 0]])
+    signs = vital_signs(model, images, labels)
+    with torch.no_grad():
+        voters = model.voters(model.primary(model.features(images.float() / 255)))
+        routed, unrouted = (
+            c.norm(dim=2).gather(1, labels) for c in (model.classes(voters), model.classes.after_one_iteration(voters))
+        )
+    assert signs["routing_gain"] == pytest.approx(float(routed.mean() / unrouted.mean()), rel=1e-5)
+
+
+def test_a_temperature_sharpens_couplings_and_a_single_iteration_has_nothing_to_decide():
+    images = pictures(5)
+    plain, hot, once = (
+        vital_signs(tiny(temperature=t, iterations=r), images) for t, r in ((1.0, 3), (20.0, 3), (20.0, 1))
+    )
+    assert hot["logit_std"] > 5 * plain["logit_std"] > 0
+    assert hot["coupling_entropy"] < plain["coupling_entropy"]
+    assert (once["logit_std"], once["routing_gain"], once["routing_changes"]) == (0, 1, 0)
 
 
 def test_a_dead_network_is_seen_to_be_dead():
@@ -226,7 +258,7 @@ def test_the_log_of_a_run_has_the_vital_signs_of_each_epoch(tmp_path):
     rows = capsnet.fit(model, train, capsnet.Recipe(epochs=2, batch_size=10), out=tmp_path / "run", progress=False)
     history = health.read_history(tmp_path / "run")
     assert history.epochs == [1, 2]
-    final = vital_signs(model, train.images)
+    final = vital_signs(model, train.images, train.labels)
     for name, value in final.items():
         assert history.curves[name] == pytest.approx([row[name] for row in rows])
         assert history.curves[name][-1] == pytest.approx(value, abs=1e-5)
@@ -241,7 +273,13 @@ def figures():
     single = dict(gallery.figures_of(tiny(), image_set(), beside=tiny(1)))
     digits = capsnet.ImageSet(pictures(12)[:, :, :12, :14], torch.arange(12) % 3, NAMES)
     pairs = dict(gallery.figures_of(tiny(), PairSet(digits, 8)))
-    history = health.History([1.0, 2.0], {"loss_mean": [1.0, 0.5], "dead_primary": [0.0, 0.5]})
+    curves = {
+        "loss_mean": [1.0, 0.5],
+        "dead_primary": [0.0, 0.5],
+        "primary_length_90": [0.9, 0.7],
+        "logit_std": [0, 1.5],
+    }
+    history = health.History([1.0, 2.0], curves)
     assert list(single) == ["reconstructions", "perturbations", "agreement", "equivariance", "robustness"]
     assert list(pairs) == ["overlap", "agreement"]
     return {**single, **pairs, "health": lambda dark: health.draw_health(history, dark)}

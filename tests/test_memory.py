@@ -9,7 +9,7 @@ PROGRAM = """
     import torch
 
     import capsnet
-    from capsnet.benchmark.sides import peak_memory
+    from capsnet.benchmark.measure import peak_memory
 
     torch.set_num_threads(1)
     capsnet.tune_allocator()  # as the command does

@@ -215,6 +215,12 @@ def test_arguments_in_any_layout(path):
     assert torch.autograd.gradcheck(lambda u: route(u, weight), strided)
 
 
+def test_twice_differentiated_arguments_in_any_layout(monkeypatch):
+    monkeypatch.setattr(routing, "_better_stored", lambda *_: False)
+    strided = [x.mT.contiguous().mT.requires_grad_() for x in layer(2, 3, 2, 2, 2)]
+    assert torch.autograd.gradgradcheck(route, strided)
+
+
 def test_empty_batch(path):
     inputs, weight = layer(batch=0)
     assert route(inputs, weight).shape == (0, 5, 6)

@@ -76,7 +76,7 @@ def test_changes_are_told_as_they_are_to_the_recipe_of_today(tiny, capsys, monke
     assert changes == {f"batch_size={row.recipe.batch_size}", "none"}
     entry = json.loads(Path("results/search/digits.jsonl").read_text().splitlines()[1])
     del entry["recipe"]["elastic"]  # as if written down before there was such a setting
-    bent = replace(row.recipe, batch_size=16, elastic=1.0)
+    bent = replace(row, recipe=replace(row.recipe, batch_size=16, elastic=1.0))
     assert "| elastic=0.0 |" in search_recipe.as_table([entry], bent)
 
 
@@ -121,8 +121,20 @@ def test_held_out_images_are_cut_and_placed_as_in_a_run(tiny, monkeypatch):
 
 
 def test_a_change_that_is_none_is_told(tiny):
-    with pytest.raises(capsnet.InputError, match="'lr=3' is no change to a recipe, whose settings are: epochs, "):
+    with pytest.raises(capsnet.InputError, match="'lr=3' changes nothing; settings are, of the recipe: epochs, "):
         search("digits", "lr=3")
+
+
+def test_a_try_may_change_the_network(tiny, capsys):
+    (tried,) = search("digits", "temperature=3.0 batch_norm=true conv_channels=4 seed=1")
+    assert tried["config"] == {**rows_config(), "temperature": 3.0, "batch_norm": True, "conv_channels": 4}
+    assert tried["recipe"]["seed"] == 1
+    assert "temperature=3.0" in capsys.readouterr().out
+    assert len(search("digits", "temperature=3.0 batch_norm=true conv_channels=4 seed=1")) == 1  # was made
+
+
+def rows_config():
+    return rows.ROWS["digits"].definition()["config"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")

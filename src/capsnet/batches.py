@@ -1,7 +1,7 @@
 """Batches for training: cut from a set on the device, by an order and an augmentation that seed and epoch decide."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,6 +19,9 @@ from capsnet.models import Images, Labels, Targets
 from capsnet.models.detector import Poses
 from capsnet.recipe import Recipe
 
+EPOCH_PIECE = 10_000
+"""Images that are made at a time, where those of a whole epoch are made in advance."""
+
 
 class Batch(NamedTuple):
     """Pixels are 0 to 1. `targets` show each of several things on an image alone, or are its poses if known.
@@ -29,6 +32,25 @@ class Batch(NamedTuple):
     images: Images
     labels: Labels
     targets: Targets | Poses | None = None
+
+
+class RawBatch(NamedTuple):
+    """A batch whose pixels are still bytes, of images and of what each thing on them looks like alone."""
+
+    images: UInt8[Tensor, "batch channels height width"]
+    labels: Labels
+    targets: UInt8[Tensor, "batch present channels height width"] | Poses | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "RawBatch":
+        """The batch with each of its tensors changed."""
+        targets = None if self.targets is None else change(self.targets)
+        return RawBatch(change(self.images), change(self.labels), targets)
+
+    def to_float(self) -> Batch:
+        targets = self.targets
+        if targets is not None and not targets.is_floating_point():
+            targets = to_float(targets)
+        return Batch(to_float(self.images), self.labels, targets)
 
 
 class Part(NamedTuple):
@@ -65,6 +87,7 @@ class Batches(LightningDataModule):
         self.held_out = held_out
         self.recipe = recipe
         self.planned_epoch = -1
+        self.whole_epoch: RawBatch | None = None
         self.device = torch.device("cpu")
         self.rank, self.processes = 0, 1
 
@@ -98,20 +121,30 @@ class Batches(LightningDataModule):
 
     def train_batch(self, epoch: int, step: int) -> Batch:
         """Augmented images, in the order of this epoch; of a set of pairs, pairs that no other epoch has."""
+        return self.raw_batch(epoch, step).to_float()
+
+    def raw_batch(self, epoch: int, step: int) -> RawBatch:
+        """The same as bytes. Where the whole epoch is on the device, these are views of it."""
         if epoch != self.planned_epoch:
             self._plan(epoch)
         start, stop, _ = self.train_part(step)
+        if self.whole_epoch is not None:
+            return self.whole_epoch.each(lambda part: part[start:stop])
+        return self._made(start, stop)
+
+    def _made(self, start: int, stop: int) -> RawBatch:
+        """The images of this epoch from position `start` to `stop`."""
         if isinstance(self.epoch_set, PairSet):
             pairs = self.epoch_set.batch(start, stop)
             digits = self.augmentation(pairs.digits.flatten(0, 1), slice(2 * start, 2 * stop)).unflatten(0, (-1, 2))
-            return Batch(to_float(overlay(digits)), pairs.labels, to_float(digits))
+            return RawBatch(overlay(digits), pairs.labels, digits)
         chosen = self.order[start:stop]
         images = self.augmentation(_moved(self.epoch_set.images_at(chosen), self.device), slice(start, stop))
         poses = None
         if isinstance(self.epoch_set, PosedSet):
             poses = _moved(self.epoch_set.poses[chosen], self.device)
             poses = self.augmentation.moved(poses, images.shape[2], slice(start, stop))
-        return Batch(to_float(images), _moved(self.epoch_set.labels[chosen], self.device), poses)
+        return RawBatch(images, _moved(self.epoch_set.labels[chosen], self.device), poses)
 
     def held_out_batch(self, step: int) -> Batch:
         assert self.held_out is not None
@@ -132,6 +165,18 @@ class Batches(LightningDataModule):
             self.order = torch.randperm(count, generator=generator).to(data.device)
             self.augmentation = Augmentation(recipe, data.image_shape, count, generator, self.device)
         self.planned_epoch = epoch
+        self.whole_epoch = self._make_whole() if _has_room_for_epoch(data, self.device) else None
+
+    def _make_whole(self) -> RawBatch:
+        """All images of an epoch, made a few thousand at a time: so a GPU is asked for much at once, and seldom."""
+        count = len(self.epoch_set)
+        pieces = [self._made(start, min(start + EPOCH_PIECE, count)) for start in range(0, count, EPOCH_PIECE)]
+        targets = [piece.targets for piece in pieces if piece.targets is not None]
+        return RawBatch(
+            torch.cat([piece.images for piece in pieces]),
+            torch.cat([piece.labels for piece in pieces]),
+            torch.cat(targets) if targets else None,
+        )
 
 
 class Augmentation:
@@ -200,6 +245,15 @@ def _fits(data: ImageSet | PairSet, device: torch.device) -> bool:
     if isinstance(data, PairSet) or device.type != "cuda":
         return True
     return 2 * data.nbytes < torch.cuda.mem_get_info(device)[0]
+
+
+def _has_room_for_epoch(data: ImageSet | PairSet, device: torch.device) -> bool:
+    """Whether a GPU has the images, and room for a whole epoch of augmented ones beside them."""
+    if device.type != "cuda":
+        return False
+    lies_there = (data.digits if isinstance(data, PairSet) else data).device.type == "cuda"
+    images = 3 if isinstance(data, PairSet) else 1  # and what each of a pair looks like alone
+    return lies_there and 4 * images * len(data) * math.prod(data.image_shape) < torch.cuda.mem_get_info(device)[0]
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:

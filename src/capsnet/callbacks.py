@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from capsnet.data import ImageSet, Pairs
 from capsnet.errors import InputError
 from capsnet.health import vital_signs
 from capsnet.models import CapsNet
@@ -43,7 +44,7 @@ class Recorder(Callback):
     an undisturbed one would. Of several processes each has sums of its own, until they are gathered.
     """
 
-    def __init__(self, batch_size: int, folder: Path | None, probe: torch.Tensor) -> None:
+    def __init__(self, batch_size: int, folder: Path | None, probe: ImageSet | Pairs) -> None:
         self.batch_size = batch_size
         self.folder = folder
         self.probe = probe
@@ -90,7 +91,7 @@ class Recorder(Callback):
         if held_out_images:
             row["held_out_error"] = 100 * held_out_errors / held_out_images
         if isinstance(pl_module.model, CapsNet):
-            row |= vital_signs(pl_module.model, self.probe)
+            row |= vital_signs(pl_module.model, self.probe.images, self.probe.labels)
         row |= {
             "learning_rate": self.learning_rate,
             "seconds": round(seconds, 2),
@@ -154,6 +155,8 @@ class MovingAverage(WeightAveraging):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         pl_module.to(trainer.strategy.root_device)  # where Lightning moves it next; the average stays where it is made
         super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:  # how many steps it has seen is asked at each; a GPU would have to answer
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = True

@@ -45,6 +45,8 @@ def conv2d(
             return y.relu_() if relu else y
         if direct_wins(x, weight):
             return direct_conv2d(x, weight, bias, stride, padding, relu)
+    if x.device.type == "cuda" and torch.is_autocast_enabled("cuda"):  # half as much to lay out anew
+        x, weight = (t.to(torch.get_autocast_dtype("cuda")) for t in (x, weight))
     if plain or x.device.type == "cuda":  # another layout would be converted, and back again
         ordered = kept.get(weight, "ordered", lambda: _ordered(weight, weight)) if kept and plain else None
         x, weight = _ordered(x, weight), _ordered(weight, weight) if ordered is None else ordered

@@ -12,6 +12,8 @@ from capsnet.models import Model
 
 _WORTH_COMPILING = 5000
 """Training steps that repay compiling. An estimate: no GPU was at hand to measure it."""
+_WORTH_A_GRAPH = 50
+"""Training steps that repay the warm-up before a CUDA graph is captured."""
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
@@ -43,9 +45,13 @@ def has_compiler(device: torch.device) -> bool:
 def training_loss(model: Model, device: torch.device, steps: int) -> Callable:
     """`model.loss`, for so many steps on batches of one size.
 
-    A GPU does a step in less time than Python takes to ask it for each operation. There it is compiled, which fuses
-    what lies between the convolutions, routing with it, and asks for all of it at once (a CUDA graph).
+    On a GPU it is compiled, which fuses what lies between the convolutions.
     """
     if steps < _WORTH_COMPILING or not has_compiler(device):
         return model.loss
-    return torch.compile(model.loss, mode="reduce-overhead", dynamic=False)
+    return torch.compile(model.loss, dynamic=False)
+
+
+def worth_a_graph(device: torch.device, steps: int) -> bool:
+    """Whether to capture the whole step as a CUDA graph (`capsnet.cuda_graph`)."""
+    return device.type == "cuda" and steps >= _WORTH_A_GRAPH

@@ -7,6 +7,8 @@ overflows, underflows or divides by zero; values and gradients are finite for ev
 included, where both squash and length have the gradient zero.
 """
 
+from types import ModuleType
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -30,6 +32,8 @@ def squash(s: Float[Tensor, "*shape"], dim: int = -1) -> Float[Tensor, "*shape"]
 
     `v = ‖s‖² / (1 + ‖s‖²) · s / ‖s‖`, along `dim`; `squash(0) = 0` with gradient 0.
     """
+    if kernels.fit_triton(s) and dim % s.dim() == s.dim() - 1 and s.is_contiguous():
+        return _Squash.apply(s, dim, None)
     sizes = compiled.layout(s, dim) if kernels.fit(s) else None
     return _squash(s, dim) if sizes is None else _Squash.apply(s, dim, sizes)
 
@@ -97,21 +101,30 @@ def reconstruction_weight(channels: int, height: int, width: int) -> float:
 
 
 class _Squash(torch.autograd.Function):
-    """One pass over memory each way."""
+    """One pass over memory each way; without sizes it is Triton's."""
 
     @staticmethod
-    def forward(ctx, s: Tensor, dim: int, sizes: tuple[int, int, int]) -> Tensor:
+    def forward(ctx, s: Tensor, dim: int, sizes: tuple[int, int, int] | None) -> Tensor:
         ctx.dim, ctx.sizes = dim, sizes
         ctx.save_for_backward(s)
-        return compiled.squash(s, sizes)
+        return _triton().squash(s) if sizes is None else compiled.squash(s, sizes)
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (grad,), (s,) = grad_outputs, ctx.saved_tensors
-        if torch.is_grad_enabled() or not kernels.fit(grad):  # differentiated again, or vectorized: by plain operations
+        fit = kernels.fit_triton if ctx.sizes is None else kernels.fit
+        if torch.is_grad_enabled() or not fit(grad):  # differentiated again, or vectorized: by plain operations
             with torch.enable_grad():
                 return torch.autograd.grad(_squash(s, ctx.dim), s, grad, create_graph=True)[0], None, None
+        if ctx.sizes is None:
+            return _triton().squash_backward(s, grad), None, None
         return compiled.squash_backward(s, grad, ctx.sizes), None, None
+
+
+def _triton() -> ModuleType:
+    from capsnet.kernels import triton_squash  # imports Triton
+
+    return triton_squash
 
 
 def _widen(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from capsnet import functional, routing
+from capsnet.batch_norm import BatchNorm
 from capsnet.convolution import Conv2d
 
 DENSE_PIXELS = 64 * 64
@@ -21,9 +22,21 @@ class PrimaryCapsules(nn.Module):
 
     Input `(B, in_channels, H, W)`; output `(B, I, dim)` with `I = H' · W' · types`, where `H' × W'` is the grid that
     the convolution leaves. Capsules are ordered by grid position (row, column), then by type.
+
+    With `batch_norm`, training normalises what is squashed, so that a capsule's length keeps something to say
+    (`BatchNorm`). `fold_batch_norm` turns the layer into the paper's, which computes the same.
     """
 
-    def __init__(self, in_channels: int, types: int, dim: int, kernel_size: int = 9, stride: int = 2) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        types: int,
+        dim: int,
+        kernel_size: int = 9,
+        stride: int = 2,
+        *,
+        batch_norm: bool = False,
+    ) -> None:
         super().__init__()
         self.types = types
         self.dim = dim
@@ -33,10 +46,24 @@ class PrimaryCapsules(nn.Module):
         # limps, while squash makes larger sums no longer than one. Measured by scripts/initial_scales.py.
         nn.init.normal_(self.conv.weight, std=7 * (in_channels * kernel_size**2) ** -0.5)
         nn.init.zeros_(_bias(self.conv))
+        self.norm = BatchNorm(types * dim, scale=dim**-0.5) if batch_norm else None
+        _bias(self.conv).requires_grad_(not batch_norm)  # normalising would take away what it adds
 
     def forward(self, features: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch capsules dim"]:
-        s = self.conv(features).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, self.dim))
-        return functional.squash(s)
+        s = self.conv(features)
+        if self.norm is not None:
+            s = self.norm(s)
+        return functional.squash(s.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, self.dim)))
+
+    @torch.no_grad()
+    def fold_batch_norm(self) -> None:
+        """Move the normalisation, with the statistics that it has gathered, into the convolution."""
+        if self.norm is None:
+            return
+        scale, shift = self.norm.scale_and_shift()
+        self.conv.weight.mul_(scale[:, None, None, None])
+        _bias(self.conv).mul_(scale).add_(shift).requires_grad_()
+        self.norm = None
 
 
 class DenseCapsules(nn.Module):
@@ -56,6 +83,7 @@ class DenseCapsules(nn.Module):
         *,
         leaky: bool = False,
         detach_early: bool = False,
+        temperature: float = 1.0,
         input_length: float = 1.0,
     ) -> None:
         super().__init__()
@@ -64,17 +92,31 @@ class DenseCapsules(nn.Module):
         self.iterations = iterations
         self.leaky = leaky
         self.detach_early = detach_early
+        self.temperature = temperature
         self.weight = nn.Parameter(torch.empty(out_capsules, in_capsules, in_dim, out_dim))
         nn.init.normal_(self.weight, std=_weight_std(in_capsules, out_capsules, out_dim, input_length))
 
     def forward(self, u: Float[Tensor, "batch in_capsules in_dim"]) -> Float[Tensor, "batch out_capsules out_dim"]:
-        return routing.route(u, self.weight, self.iterations, leaky=self.leaky, detach_early=self.detach_early)
+        return routing.route(
+            u,
+            self.weight,
+            self.iterations,
+            leaky=self.leaky,
+            detach_early=self.detach_early,
+            temperature=self.temperature,
+        )
+
+    def after_one_iteration(
+        self, u: Float[Tensor, "batch in_capsules in_dim"]
+    ) -> Float[Tensor, "batch out_capsules out_dim"]:
+        """What comes out of equal couplings, before routing by agreement has begun."""
+        return routing.route(u, self.weight, 1, leaky=self.leaky)
 
     def couplings(
         self, u: Float[Tensor, "batch in_capsules in_dim"]
     ) -> Float[Tensor, "iterations batch in_capsules out_capsules"]:
         """The coupling coefficients `c_ij` that each routing iteration uses, for looking at; without gradients."""
-        return routing.couplings(u, self.weight, self.iterations, leaky=self.leaky)
+        return routing.couplings(u, self.weight, self.iterations, leaky=self.leaky, temperature=self.temperature)
 
 
 class ConvCapsules(nn.Module):
@@ -108,6 +150,7 @@ class ConvCapsules(nn.Module):
         iterations: int = 3,
         *,
         leaky: bool = False,
+        temperature: float = 1.0,
         input_length: float = 1.0,
     ) -> None:
         super().__init__()
@@ -117,6 +160,7 @@ class ConvCapsules(nn.Module):
         self.stride = stride
         self.iterations = iterations
         self.leaky = leaky
+        self.temperature = temperature
         seen = kernel_size**2 * in_types
         self.weight = nn.Parameter(torch.empty(out_types, seen, in_dim, out_dim))
         nn.init.normal_(self.weight, std=_weight_std(seen, out_types, out_dim, input_length))
@@ -127,7 +171,9 @@ class ConvCapsules(nn.Module):
         size, step = self.kernel_size, self.stride
         windows = u.unfold(1, size, step).unfold(2, size, step)  # (B, rows', columns', types, dim, k, k), a view
         seen = windows.permute(0, 1, 2, 5, 6, 3, 4).flatten(3, 5)
-        v = routing.route(seen.flatten(0, 2), self.weight, self.iterations, leaky=self.leaky)
+        v = routing.route(
+            seen.flatten(0, 2), self.weight, self.iterations, leaky=self.leaky, temperature=self.temperature
+        )
         return v.unflatten(0, seen.shape[:3])
 
 

@@ -8,6 +8,8 @@ the outputs so far. One iteration is therefore a function of the small ``V`` alo
     couplings = softmax of the logits over j
     s         = Σ_i c · û    = Σ_(i,d) (c[b,j,i] · inputs[b,i,d]) · weight[j,i,d]
 
+A temperature multiplies the logits, which is to multiply ``V``.
+
 Each iteration is a pass over the weight as it is stored, which keeps votes for a few capsules and images at a time; the
 backward pass recomputes what it needs and keeps only the sums ``s``. The passes exist twice: in C (`capsnet.kernels`)
 and in PyTorch (`capsnet.routing_passes`). Each has its own layout, in which the numbers of a capsule lie along ``DIM``.
@@ -36,6 +38,7 @@ def route(
     *,
     leaky: bool = False,
     detach_early: bool = False,
+    temperature: float = 1.0,
 ) -> Float[Tensor, "batch out_capsules out_dim"]:
     """Output capsules after dynamic routing (equations 2 and 3, Procedure 1).
 
@@ -46,6 +49,9 @@ def route(
         leaky: let a lower capsule route to "none of the above": one more logit, always zero, whose share is dropped.
         detach_early: gradients flow through the last iteration only, its couplings taken as constants. By default they
             flow through all of them, as in the authors' code.
+        temperature: what the logits are multiplied by before the softmax; 1 in the paper. An output capsule 0.9 long,
+            of many inputs, has votes of which each is only about ``3 · out_capsules / in_capsules`` long, and logits
+            of that size leave the couplings even.
 
     Half precision is routed in float32, also under autocast. Memory beyond the arguments and their gradients is that
     of the logits or less, but for small batches. Under ``torch.compile``, export and ``torch.func``, and where they are
@@ -62,11 +68,10 @@ def route(
     precise = torch.promote_types(dtype, torch.float32)
     with _no_autocast(inputs):
         inputs, weight = inputs.to(precise), weight.to(precise)
-        # A fused kernel for an accelerator would be a third branch here.
         if is_traced() or _better_stored(inputs, weight):
-            capsules = _procedure(inputs, weight, iterations, leaky, detach_early)
+            capsules = _procedure(inputs, weight, iterations, leaky, detach_early, temperature)
         else:
-            capsules = _Routing.apply(inputs, weight, iterations, leaky, detach_early)
+            capsules = _Routing.apply(inputs, weight, iterations, leaky, detach_early, temperature)
     return capsules.to(dtype)
 
 
@@ -77,6 +82,7 @@ def couplings(
     iterations: int = 3,
     *,
     leaky: bool = False,
+    temperature: float = 1.0,
 ) -> Float[Tensor, "iterations batch in_capsules out_capsules"]:
     """Coupling coefficients ``c`` that each iteration of `route` uses (equation 3), to look at; no gradients."""
     with _no_autocast(inputs):
@@ -87,18 +93,20 @@ def couplings(
         for left in reversed(range(iterations)):
             history.append(routing_passes.couplings(u, weight, total, leaky).permute(2, 1, 0))
             if left:
-                total = total + squash(routing_passes.sum_votes(u, weight, total, leaky))
+                total = total + temperature * squash(routing_passes.sum_votes(u, weight, total, leaky))
         return torch.stack(history)
 
 
-def _procedure(inputs: Tensor, weight: Tensor, iterations: int, leaky: bool, detach_early: bool) -> Tensor:
+def _procedure(
+    inputs: Tensor, weight: Tensor, iterations: int, leaky: bool, detach_early: bool, temperature: float
+) -> Tensor:
     """Procedure 1 as the paper has it, with the votes: for compilers and transforms, and where the votes are small."""
     votes = torch.einsum("bid,jide->bjie", inputs, weight).contiguous()
     early = votes.detach() if detach_early else votes
     logits = votes.new_zeros(votes.shape[:3])
     for _ in range(iterations - 1):
         v = squash(softmax(logits, 1, leaky).unsqueeze(2) @ early)
-        logits = logits + (early @ v.mT).squeeze(3)
+        logits = logits + temperature * (early @ v.mT).squeeze(3)
     return squash(softmax(logits, 1, leaky).unsqueeze(2) @ votes).squeeze(2)
 
 
@@ -106,33 +114,40 @@ class _Routing(torch.autograd.Function):
     """Procedure 1 in passes; see the head of this file."""
 
     @staticmethod
-    def forward(ctx, inputs: Tensor, weight: Tensor, iterations: int, leaky: bool, detach_early: bool) -> Tensor:
+    def forward(
+        ctx,
+        inputs: Tensor,
+        weight: Tensor,
+        iterations: int,
+        leaky: bool,
+        detach_early: bool,
+        temperature: float,
+    ) -> Tensor:
         passes = _passes(inputs, weight)
-        u, weight = passes.arrange_inputs(inputs), weight.contiguous()
+        u, w = passes.arrange_inputs(inputs), weight.contiguous()
         sums: list[Tensor] = []
         v = total = None
         for _ in range(iterations):
-            sums.append(passes.sum_votes(u, weight, total, leaky))
+            sums.append(passes.sum_votes(u, w, total, leaky))
             v = squash(sums[-1], passes.DIM)
-            total = v if total is None else total + v
+            total = temperature * v if total is None else total + temperature * v
         ctx.save_for_backward(inputs, weight, *sums)
-        ctx.options = iterations, leaky, detach_early
+        ctx.options = iterations, leaky, detach_early, temperature
         return passes.restore(v, len(inputs)).data  # no view, so that it may be changed in place
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
         inputs, weight, *sums = ctx.saved_tensors
-        _, leaky, detach_early = ctx.options
+        _, leaky, detach_early, temperature = ctx.options
         passes = _passes(inputs, weight)
-        compiled = passes is compiled_passes
         # The gradient is to be differentiated again, or vectorized.
-        if torch.is_grad_enabled() or is_traced() or (compiled and not kernels.fit(grad)):
+        if torch.is_grad_enabled() or is_traced() or _passes(inputs, weight, grad) is not passes:
             return _procedure_backward(ctx, grad)
         with _no_autocast(inputs):
             u, weight = passes.arrange_inputs(inputs), weight.contiguous()
             gradients = passes.Gradients(u, weight, leaky, detach_early)
-            totals = [squash(s, passes.DIM) for s in sums[:-1]]  # totals[t - 1] is V before iteration t
+            totals = [temperature * squash(s, passes.DIM) for s in sums[:-1]]  # totals[t - 1] is V before iteration t
             for t in range(1, len(totals)):
                 totals[t] += totals[t - 1]
             grad_v = passes.arrange(grad)
@@ -143,9 +158,10 @@ class _Routing(torch.autograd.Function):
                 more = gradients.add(total, grad_s)
                 if more is None:  # the first iteration, or the only one that has gradients
                     break
-                grad_v = grad_total = grad_total + more  # only the last output is returned; earlier ones are in totals
+                grad_total = grad_total + more
+                grad_v = temperature * grad_total  # only the last output is returned; earlier ones are in totals
             grad_u, grad_weight = gradients.finish()
-        return passes.restore_inputs(grad_u, len(inputs)), grad_weight, None, None, None
+        return passes.restore_inputs(grad_u, len(inputs)), grad_weight, None, None, None, None
 
 
 def _no_autocast(x: Tensor) -> AbstractContextManager:
@@ -153,8 +169,14 @@ def _no_autocast(x: Tensor) -> AbstractContextManager:
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
-def _passes(inputs: Tensor, weight: Tensor) -> ModuleType:
-    return compiled_passes if kernels.fit(inputs, weight) else routing_passes
+def _passes(*tensors: Tensor) -> ModuleType:
+    if kernels.fit(*tensors):
+        return compiled_passes
+    if kernels.fit_triton(*tensors):
+        from capsnet.kernels import triton_routing  # imports Triton
+
+        return triton_routing
+    return routing_passes
 
 
 def _procedure_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -163,7 +185,7 @@ def _procedure_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     needed = [x for x, need in zip(arguments, ctx.needs_input_grad, strict=False) if need]
     with torch.enable_grad():
         grads = iter(torch.autograd.grad(_procedure(*arguments, *ctx.options), needed, grad, create_graph=True))
-    return *(next(grads) if need else None for need in ctx.needs_input_grad[:2]), None, None, None
+    return *(next(grads) if need else None for need in ctx.needs_input_grad[:2]), None, None, None, None
 
 
 def _squash_backward(s: Tensor, grad: Tensor, dim: int) -> Tensor:
@@ -181,6 +203,8 @@ def _better_stored(inputs: Float[Tensor, "b i d"], weight: Float[Tensor, "j i d 
     MNIST images.
     """
     votes = len(inputs) * weight[:, :, 0].numel()
-    if _passes(inputs, weight) is compiled_passes:
+    if kernels.fit_triton(inputs, weight):
+        return False
+    if kernels.fit(inputs, weight):
         return len(inputs) < 8 and votes <= _FEW_VOTES
     return votes <= 2 * routing_passes.chunk_size(inputs) * inputs.shape[2]

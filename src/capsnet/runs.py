@@ -38,7 +38,7 @@ from capsnet.data import ImageSet, PairSet, has_any_size, open_dataset
 from capsnet.data.framing import Framing
 from capsnet.devices import training_precision
 from capsnet.errors import InputError
-from capsnet.models import Detector, Model, build_model, model_name
+from capsnet.models import CapsNet, Detector, Model, build_model, model_name
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -90,6 +90,8 @@ def load(path: str | Path, *, stem: nn.Module | None = None) -> Model:
     try:
         state = safetensors.torch.load_file(weights)
         state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        if isinstance(model, CapsNet) and not any(name.startswith("primary.norm.") for name in state):
+            model.fold_batch_norm()  # as training does at its end
         model.load_state_dict(state, assign=True)
     except (safetensors.SafetensorError, RuntimeError, OSError) as error:
         raise InputError(f"{weights} is damaged or not this model's: {_first_line(error)}") from None

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from capsnet import runs
-from capsnet.batches import Batches, mix_seed
+from capsnet.batches import Batch, Batches, Part, RawBatch, mix_seed
 from capsnet.callbacks import (
     Checkpoints,
     MovingAverage,
@@ -26,13 +26,14 @@ from capsnet.callbacks import (
     TrainingInterruptedError,
 )
 from capsnet.checkpoints import SafeCheckpointIO
+from capsnet.cuda_graph import GraphedStep
 from capsnet.data import ImageSet, PairSet, PosedSet
 from capsnet.data.pictures import Framing, measure_framing
-from capsnet.devices import pick_device, training_loss, training_precision
+from capsnet.devices import pick_device, training_loss, training_precision, worth_a_graph
 from capsnet.errors import InputError
 from capsnet.evaluation import missed_things
 from capsnet.health import PROBE
-from capsnet.models import CapsuleDetector, CNNDetector, Model, model_name
+from capsnet.models import CapsNet, CapsuleDetector, CNNDetector, Loss, Model, model_name
 from capsnet.optimizer import AdamW
 from capsnet.processes import Team, find_team, working_together
 from capsnet.recipe import Recipe
@@ -129,7 +130,7 @@ def _train(
     more_callbacks: Sequence[Callback],
 ) -> list[dict[str, Any]]:
     """From the folder's last checkpoint, if there is one, to the end."""
-    recorder = Recorder(recipe.batch_size, folder, _cropped(train_set, recipe.crop).batch(0, PROBE).images)
+    recorder = Recorder(recipe.batch_size, folder, _cropped(train_set, recipe.crop).batch(0, PROBE))
     checkpoints = Checkpoints(recorder, folder, fingerprint, speaks=team.rank == 0)
     callbacks: list[Callback] = [recorder, checkpoints]
     if recipe.ema_decay:
@@ -177,6 +178,8 @@ def _train(
             kept = "; the checkpoint is kept" if checkpoint and checkpoint.exists() else ""
             raise KeyboardInterrupt(f"interrupted in {stop}{kept}") from None
     model.cpu().eval()
+    if isinstance(model, CapsNet):
+        model.fold_batch_norm()
     return recorder.rows
 
 
@@ -201,6 +204,9 @@ class TrainingModule(LightningModule):
         steps = len(self.batches.train_dataloader()) * self.recipe.epochs
         alone = self.trainer.world_size == 1
         self.loss = training_loss(self.model, self.device, steps) if alone else self.model.loss
+        self.graphed = alone and worth_a_graph(self.device, steps)
+        self.graph: GraphedStep | None = None
+        self.replayed = False  # whether the step under way was, with its backward pass and the optimizer's
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # What draws at random inside the model (dropout) then depends on nothing but seed, epoch and step.
@@ -210,15 +216,46 @@ class TrainingModule(LightningModule):
         torch.manual_seed(mix_seed(self.recipe.seed, self.current_epoch, batch_idx + 1, *own))
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, torch.Tensor]:
-        images, labels, targets = self.batches.train_batch(self.current_epoch, batch_idx)
         part = self.batches.train_part(batch_idx)
-        # The last batch of an epoch may be smaller; another size would be compiled anew.
+        self.replayed = self._replays(batch_idx)
+        if self.replayed:
+            return self._replay(self.batches.raw_batch(self.current_epoch, batch_idx), part)
+        loss, sums = self._loss_and_sums(self.batches.train_batch(self.current_epoch, batch_idx), part)
+        # The processes' gradients are averaged; what is wanted is the mean over all images of the batch.
+        return {"loss": loss.total * (part.share * self.trainer.world_size), **sums}
+
+    def _replays(self, step: int) -> bool:
+        """Whether this step is that of the graph; the last batch of an epoch may be smaller."""
+        return self.graphed and self.batches.train_part(step).images == self.recipe.batch_size
+
+    def _replay(self, raw: RawBatch, part: Part) -> dict[str, torch.Tensor]:
+        optimizer = self.trainer.optimizers[0]
+        assert isinstance(optimizer, AdamW)
+        if self.graph is None:
+            self.graph = GraphedStep(
+                lambda batch: self._loss_and_sums(batch.to_float(), part), self.model, optimizer, raw
+            )
+        sums = self.graph(raw, optimizer.param_groups[0]["lr"])
+        return {"loss": sums["loss_mean"], **sums}
+
+    def _loss_and_sums(self, batch: Batch, part: Part) -> tuple[Loss, dict[str, torch.Tensor]]:
+        """The loss of a batch, and what is summed over the images of an epoch."""
+        images, labels, targets = batch
+        # Another size than most would be compiled anew.
         loss = (self.loss if len(images) == self.recipe.batch_size else self.model.loss)(images, labels, targets)
         sums = {"loss_mean": loss.total, **{f"{name}_loss": value for name, value in loss.parts.items()}}
         sums = {name: value.detach().float() * part.images for name, value in sums.items()}
-        # The processes' gradients are averaged; what is wanted is the mean over all images of the batch.
-        weighted = loss.total * (part.share * self.trainer.world_size)
-        return {"loss": weighted, **sums, **_count_errors(loss.scores, labels, part.images)}
+        return loss, {**sums, **_count_errors(loss.scores, labels, part.images)}
+
+    def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        if not self.replayed:
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        if self._replays(batch_idx):
+            optimizer_closure()  # the whole step, with the optimizer's part of it
+        else:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, torch.Tensor]:
         images, labels, _ = self.batches.held_out_batch(batch_idx)

@@ -1,82 +1,93 @@
-"""The two sides of the benchmark, each in a process of its own, asked in turn."""
+"""The sides of the benchmark: who is compared on which device, and how each of them takes a step."""
 
-import multiprocessing
-import resource
-import sys
-import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from capsnet.allocator import tune_allocator
+from capsnet.batches import RawBatch
 from capsnet.benchmark.textbook import TextbookCapsNet
-from capsnet.data import open_dataset, to_float
-from capsnet.devices import training_loss
-from capsnet.models import CapsNet
+from capsnet.cuda_graph import GraphedStep
+from capsnet.devices import training_loss, worth_a_graph
+from capsnet.models import CapsNet, Loss
 from capsnet.optimizer import AdamW
 
-SIDES = ("textbook", "capsnet")
-INFERENCE_BATCHES = 4
+LONG_RUN = 10**6
+"""Steps: our side is set up as for a run that repays whatever `fit` prepares before its first step."""
 
 
-class Side:
-    """A process that trains or runs one implementation when asked, and is otherwise idle."""
+class Steps(NamedTuple):
+    """A step of training, and of inference, on one batch that never changes."""
 
-    def __init__(self, name: str, batch_size: int, device: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, name, batch_size, device), daemon=True)
-        self.process.start()
-        self.connection.recv()  # ready
-
-    def ask(self, task: str, steps: int = 1) -> float:
-        """Images/s of `train` or `infer`; or `memory`, in MB above what the process held before it had a model."""
-        self.connection.send((task, steps))
-        answer = self.connection.recv()
-        if isinstance(answer, str):
-            raise RuntimeError(answer)
-        return answer
-
-    def close(self) -> None:
-        self.connection.send(None)
-        self.process.join()
+    train: Callable[[], object]
+    infer: Callable[[], object]
 
 
-def _serve(connection: Connection, name: str, batch_size: int, device: str) -> None:
-    tune_allocator()
-    tasks = _prepare(name, batch_size, torch.device(device))
-    connection.send("ready")
-    while (request := connection.recv()) is not None:
-        task, steps = request
-        try:
-            connection.send(tasks[task](steps))
-        except Exception as error:  # an out-of-memory on one side must not hang the other
-            connection.send(f"{name}, batch {batch_size}: {error}")
+class Side(NamedTuple):
+    """`precision` is that of products; `build` makes the steps for images, labels and the device they are on."""
+
+    name: str
+    precision: str
+    build: Callable[[Tensor, Tensor, torch.device], Steps]
+    ours: bool = False
 
 
-def _prepare(name: str, batch_size: int, device: torch.device) -> dict[str, Callable[[int], float]]:
-    images, labels = _digits(batch_size, device)
-    before = peak_memory(device)
+def sides_on(device: torch.device, compiled: bool = False) -> list[Side]:
+    """The sides on a kind of device; `compiled` adds those on a CPU that `torch.compile` takes long to prepare."""
+    if device.type == "cuda":
+        return CUDA_SIDES
+    if device.type != "cpu":
+        return [side for side in CPU_SIDES if side.precision == "float32"]
+    half = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # without it each bfloat16 operation converts, for minutes
+    sides = CPU_SIDES + (COMPILED_CPU_SIDES if compiled else [])
+    return [side for side in sides if half or side.precision == "float32"]
+
+
+def _textbook(
+    images: Tensor,
+    labels: Tensor,
+    device: torch.device,
+    *,
+    half: bool = False,
+    careful: bool = True,
+    mode: str | None = None,
+) -> Steps:
+    """`careful` is in channels last and with a fused optimizer; `mode` is that of `torch.compile`, None without it."""
     torch.manual_seed(0)
-    model = (TextbookCapsNet() if name == "textbook" else CapsNet((1, 28, 28), 10)).to(device)
-    if isinstance(model, CapsNet):  # as `fit` trains it
-        optimizer = AdamW(model.parameters(), weight_decay=0)
-        loss = training_loss(model, device, steps=sys.maxsize)
-    else:
-        optimizer = torch.optim.Adam(model.parameters(), fused=True)
-        loss = model.loss
-    half = isinstance(model, CapsNet) and device.type == "cuda"
+    model = TextbookCapsNet(images.shape[-1]).to(device)
+    if careful:
+        model.to_channels_last()
+    optimizer = torch.optim.Adam(model.parameters(), fused=careful or None)
+    loss, forward = model.loss, model
+    if mode:
+        from torch._inductor import select_algorithm
 
-    def train_step() -> None:
-        model.train()
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            total: Any = loss(images, labels)
+        select_algorithm.PRINT_AUTOTUNE = False  # tables of every product that it measures
+        torch.set_float32_matmul_precision("high")  # as the compiler advises
+        torch.backends.cudnn.benchmark = True  # the compiler leaves the convolutions' gradients to cuDNN
+        loss = torch.compile(model.loss, mode=mode, dynamic=False)
+        forward = torch.compile(model, mode=mode, dynamic=False)
+
+    def train() -> None:
         optimizer.zero_grad()
-        (total if isinstance(total, torch.Tensor) else total.total).backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            total = loss(images, labels)
+        total.backward()
         optimizer.step()
+
+    def infer() -> None:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
+            forward(images)
+
+    return Steps(train, infer)
+
+
+def _ours(images: Tensor, labels: Tensor, device: torch.device, *, half: bool = False) -> Steps:
+    torch.manual_seed(0)
+    channels, height, width = images.shape[1:]
+    model = CapsNet((channels, height, width), 10).to(device)
 
     def infer() -> None:
         if model.training:  # as one does before a series of batches
@@ -84,37 +95,50 @@ def _prepare(name: str, batch_size: int, device: torch.device) -> dict[str, Call
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
             model(images)
 
-    return {
-        "train": lambda steps: _rate(train_step, steps, batch_size, device),
-        "infer": lambda steps: _rate(infer, steps * INFERENCE_BATCHES, batch_size, device),
-        "memory": lambda steps: peak_memory(device) - before,
-    }
+    return Steps(_our_training_step(model, images, labels, device, half), infer)
 
 
-def _digits(batch_size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    digits = open_dataset("mnist", "test").select(slice(batch_size))
-    return to_float(digits.images).to(device), digits.labels.to(device)
+def _our_training_step(
+    model: CapsNet, images: Tensor, labels: Tensor, device: torch.device, half: bool
+) -> Callable[[], object]:
+    """A step as `fit` takes it."""
+    optimizer = AdamW(model.parameters(), weight_decay=0)
+    loss = training_loss(model, device, LONG_RUN)
+    model.train()
+    if worth_a_graph(device, LONG_RUN):
+        batch = RawBatch(images, labels)
+
+        def computed(batch: RawBatch) -> tuple[Loss, dict[str, Tensor]]:
+            return loss(batch.images, batch.labels), {}
+
+        graph = GraphedStep(computed, model, optimizer, batch)
+        return lambda: model.train() and graph(batch, 0.001)
+
+    def step() -> None:
+        model.train()
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            total = loss(images, labels).total
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+
+    return step
 
 
-def _rate(step: Callable[[], None], steps: int, batch_size: int, device: torch.device) -> float:
-    synchronize(device)
-    started = time.perf_counter()
-    for _ in range(steps):
-        step()
-    synchronize(device)
-    return steps * batch_size / (time.perf_counter() - started)
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def peak_memory(device: torch.device) -> float:
-    """MB: on a GPU what PyTorch held at its peak, else the resident set at its peak."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    if Path("/proc/self/status").exists():
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+CPU_SIDES = [
+    Side("textbook", "float32", _textbook),
+    Side("textbook bf16", "bfloat16", partial(_textbook, half=True)),
+    Side("capsnet", "float32", _ours, ours=True),
+    Side("capsnet bf16", "bfloat16", partial(_ours, half=True), ours=True),
+]
+COMPILED_CPU_SIDES = [
+    Side("textbook compiled", "float32", partial(_textbook, mode="default")),
+    Side("textbook bf16 compiled", "bfloat16", partial(_textbook, half=True, mode="default")),
+]
+CUDA_SIDES = [
+    Side("textbook", "float32", partial(_textbook, careful=False)),
+    Side("textbook compiled", "bfloat16", partial(_textbook, half=True, mode="reduce-overhead")),
+    Side("expert", "bfloat16", partial(_textbook, half=True, mode="max-autotune")),
+    Side("capsnet", "bfloat16", partial(_ours, half=True), ours=True),
+]
+"""The expert's compiler measures every product it may choose from, which takes most of a minute."""

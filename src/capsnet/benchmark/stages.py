@@ -7,23 +7,17 @@ from typing import Any
 
 import torch
 
-from capsnet.benchmark.sides import synchronize
+from capsnet.benchmark.measure import synchronize
 from capsnet.benchmark.textbook import TextbookCapsNet, route, squash
 from capsnet.models import CapsNet
 from capsnet.optimizer import AdamW
 
-# Multiply-adds of an image, forward, counted as direct convolution and stored votes do them.
-DIRECT = {
-    "Conv1": 400 * 81 * 256,
-    "PrimaryCaps": 36 * 81 * 256 * 256,
-    "routing": 1152 * 10 * 8 * 16 + (3 + 2) * 1152 * 10 * 16,
-    "decoder": 160 * 512 + 512 * 1024 + 1024 * 784,
-}
 
-
-def time_stages(batch_size: int, device: torch.device, repeats: int = 15) -> dict[str, Any]:
+def time_stages(batch_size: int, pixels: int, device: torch.device, repeats: int = 15) -> dict[str, Any]:
     """Median milliseconds of each stage on both sides, forward and backward, and the matrix rate in GFLOP/s."""
-    ours, theirs = CapsNet((1, 28, 28), 10).to(device), TextbookCapsNet().to(device)
+    ours, theirs = CapsNet((1, pixels, pixels), 10).to(device), TextbookCapsNet(pixels).to(device)
+    theirs.to_channels_last()
+    features, capsules = pixels - 8, len(theirs.weight[0])
     assert ours.decoder is not None
     stages: dict[str, dict[str, Callable[..., torch.Tensor]]] = {
         "Conv1": {"textbook": lambda x: theirs.conv(x).relu(), "capsnet": ours.features},
@@ -35,11 +29,12 @@ def time_stages(batch_size: int, device: torch.device, repeats: int = 15) -> dic
         "decoder": {"textbook": theirs.decoder, "capsnet": ours.decoder.stages},
     }
     inputs = {
-        "Conv1": torch.rand(batch_size, 1, 28, 28, device=device),
-        "PrimaryCaps": torch.rand(batch_size, 256, 20, 20, device=device),
-        "routing": torch.randn(batch_size, 1152, 8, device=device) / 8**0.5 / 2,
+        "Conv1": torch.rand(batch_size, 1, pixels, pixels, device=device),
+        "PrimaryCaps": torch.rand(batch_size, 256, features, features, device=device),
+        "routing": torch.randn(batch_size, capsules, 8, device=device) / 8**0.5 / 2,
         "decoder": torch.randn(batch_size, 160, device=device),
     }
+    multiplications = _multiplications(pixels, capsules)
     rows = []
     for stage, sides in stages.items():
         x = {"textbook": inputs[stage].clone(), "capsnet": inputs[stage].clone()}
@@ -55,12 +50,22 @@ def time_stages(batch_size: int, device: torch.device, repeats: int = 15) -> dic
         for _ in range(repeats):
             for name, function in sides.items():
                 times[name].append(_forward_backward(function, x[name], device))
-        flops = 2 * DIRECT[stage] * batch_size * (2 if stage == "Conv1" else 3)
+        flops = 2 * multiplications[stage] * batch_size * (2 if stage == "Conv1" else 3)
         rows.append({"stage": stage, "direct_gflop": flops / 1e9, **{n: _median_ms(t) for n, t in times.items()}})
     steps = {"textbook": _optimizer_step(theirs), "capsnet": _optimizer_step(ours)}
     times = {name: [_timed(step, device) for _ in range(repeats)] for name, step in steps.items()}
     rows.append({"stage": "optimizer", **{name: _median_ms(values) for name, values in times.items()}})
     return {"batch_size": batch_size, "matrix_rate": matrix_rate(device), "stages": rows}
+
+
+def _multiplications(pixels: int, capsules: int) -> dict[str, int]:
+    """Of an image, forward, counted as direct convolution and stored votes do them; as many additions go with them."""
+    return {
+        "Conv1": (pixels - 8) ** 2 * 81 * 256,
+        "PrimaryCaps": capsules // 32 * 81 * 256 * 256,
+        "routing": capsules * 10 * 8 * 16 + (3 + 2) * capsules * 10 * 16,
+        "decoder": 160 * 512 + 512 * 1024 + 1024 * pixels**2,
+    }
 
 
 def matrix_rate(device: torch.device, size: int = 2048) -> dict[str, float]:

@@ -107,10 +107,17 @@ def _spread(back: Float32[Tensor, "batch 2 2"]) -> list[Float32[Tensor, "batch 2
     Interpolation already averages over one source pixel. What is left to average over are the directions in which the
     output pixel is longer than that, and four points have just that covariance. Without any, one point is enough.
     """
-    identity = torch.eye(2, device=back.device)
-    squares, directions = torch.linalg.eigh(back @ back.mT - identity)
+    # The symmetric matrix (a b; b c) of what an output pixel covers beyond one source pixel, its eigenvalues, and the
+    # angle of the first eigenvector. `torch.linalg.eigh` would take longer than all the rest, and a GPU would wait.
+    covered = back @ back.mT
+    a, b, c = covered[:, 0, 0] - 1, covered[:, 0, 1], covered[:, 1, 1] - 1
+    middle, half = (a + c) / 2, torch.hypot((a - c) / 2, b)
+    squares = torch.stack([middle + half, middle - half], dim=1)
     excess = torch.where(squares > 1e-4, squares, 0)  # a rotation has none but rounding errors
-    if not excess.any():
+    if not back.is_cuda and not excess.any():  # a GPU would have to be asked; there four times the same does no harm
         return [torch.zeros_like(squares)]
-    first, second = (directions * (excess / 12).sqrt()[:, None, :]).unbind(2)
+    angle = torch.atan2(2 * b, a - c) / 2
+    reach = (excess / 12).sqrt()
+    first = torch.stack([angle.cos(), angle.sin()], dim=1) * reach[:, :1]
+    second = torch.stack([-angle.sin(), angle.cos()], dim=1) * reach[:, 1:]
     return [first + second, first - second, second - first, -first - second]

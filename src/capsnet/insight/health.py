@@ -1,4 +1,4 @@
-"""Health of a run, from its log: losses, errors, dead capsules, what routing decides, norms of the layers."""
+"""Health of a run, from its log: losses, errors, dead capsules, lengths, what routing decides, norms."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,22 @@ from capsnet.insight.style import style
 PANELS = {
     "loss": {"loss_mean": "total", "margin_loss": "margin", "reconstruction_loss": "reconstruction, as it counts"},
     "error (%)": {"train_error": "training", "held_out_error": "held out"},
-    "dead, and undecided (shares)": {
-        "dead_primary": "dead capsule types",
-        "dead_classes": "dead class capsules",
-        "coupling_entropy": "entropy of the couplings",
-        "dead_hidden": "dead hidden capsule types",
+    "dead (shares)": {
+        "dead_primary": "primary capsule types",
+        "dead_classes": "class capsules",
+        "dead_hidden": "hidden capsule types",
+    },
+    "lengths of primary capsules": {
+        "primary_length_90": "90% are shorter",
+        "primary_length_50": "50%",
+        "primary_length_10": "10%",
+        "primary_length_std": "of one, over images (s.d.)",
+    },
+    "routing": {
+        "coupling_entropy": "entropy of the couplings (share)",
+        "routing_changes": "answers changed (share)",
+        "logit_std": "logits over classes (s.d.)",
+        "routing_gain": "right class: length × so much",
     },
     "norms": {
         "conv_norm": "Conv1",
@@ -51,10 +62,10 @@ def read_history(folder: Path) -> History:
 
 
 def draw_health(data: History, dark: bool = False) -> Figure:
-    """A panel each for losses, errors, dead capsules with the entropy of the couplings, and norms."""
+    """A panel each for losses, errors, dead capsules, lengths of primary capsules, routing, and norms."""
     with style(dark) as colours:
-        figure = Figure(figsize=(10, 6.4), layout="constrained")
-        for axis, (title, curves) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+        figure = Figure(figsize=(14, 6.4), layout="constrained")
+        for axis, (title, curves) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
             shades = (colours.first, colours.second, colours.ink, colours.faint)
             for (name, label), (marker, line), shade in zip(curves.items(), LINES, shades, strict=False):
                 if name in data.curves:
@@ -78,4 +89,4 @@ def _finish(axis: Axes, title: str) -> None:
     if title == "loss":
         axis.set_yscale("log")
     else:
-        axis.set_ylim(bottom=0, top=1.03 if "shares" in title else None)
+        axis.set_ylim(bottom=0, top=1.03 if "shares" in title or "lengths" in title else None)

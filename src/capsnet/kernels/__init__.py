@@ -1,10 +1,13 @@
-"""Kernels in C for processors with AVX-512 or AVX2: routing, squash, and the products of the spectral convolution.
+"""Kernels: in C for processors with AVX-512 or AVX2, in Triton for NVIDIA's graphics cards.
+
+In C: routing, squash, and the products of the spectral convolution; in Triton (`fit_triton`): routing and squash.
 
 They are compiled when the package is installed, if there is a compiler (`setup.py`), and are used when the processor
 has what they need. Without them everything works through PyTorch alone, only slower: `available` says which it is.
 """
 
 import ctypes
+import shutil
 from functools import lru_cache
 from importlib.util import find_spec
 
@@ -14,6 +17,8 @@ from torch import Tensor, nn
 from capsnet.tracing import is_batched, is_traced
 
 _PARTS_A_THREAD = 4  # so that a thread which another program holds up does not hold up all
+_LONGEST = 32  # numbers of a capsule, for Triton's kernels
+_TYPES = torch.float32, torch.bfloat16, torch.float16
 _LEVELS = {"AVX512": "_avx512", "AVX2": "_avx2"}
 
 
@@ -53,6 +58,26 @@ def fit(*tensors: Tensor) -> bool:
         and available()
         and all(type(t) in (Tensor, nn.Parameter) and not is_batched(t) for t in tensors)
         and all(t.device.type == "cpu" and t.dtype == torch.float32 and t.layout == torch.strided for t in tensors)
+    )
+
+
+@lru_cache(maxsize=8)
+def _has_triton(device: torch.device) -> bool:
+    """Whether Triton can make kernels for this graphics card: it wants a C compiler, and the kernels tensor cores."""
+    there = find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
+    return there and torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def fit_triton(*tensors: Tensor) -> bool:
+    """Whether Triton's kernels can take these: ordinary tensors on one graphics card, of capsules short enough for its
+    registers, float32 or half precision."""
+    return (
+        not is_traced()
+        and all(t.device.type == "cuda" and t.dtype in _TYPES and t.layout == torch.strided for t in tensors)
+        and all(type(t) in (Tensor, nn.Parameter) and not is_batched(t) for t in tensors)
+        and all(t.dim() and 0 < t.numel() < 2**31 and t.shape[-1] <= _LONGEST for t in tensors)
+        and len({t.device for t in tensors}) == 1
+        and _has_triton(tensors[0].device)
     )
 
 

@@ -34,6 +34,10 @@ class CapsNet(nn.Module):
     pretrained network for instance. `hidden_capsules` are the layers between the primary capsules and those of the
     classes, from below: `(capsules, dim)` for `DenseCapsules`, `(types, dim, kernel_size)` or
     `(types, dim, kernel_size, stride)` for `ConvCapsules`, which need a grid below them.
+
+    `batch_norm` normalises what the primary capsules squash while the network is trained, and `temperature` multiplies
+    the logits of routing. The paper has neither; with them lengths of primary capsules vary, and routing decides.
+    `fold_batch_norm` ends the training: the network is then the paper's but for the temperature, and computes the same.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class CapsNet(nn.Module):
         decoder: bool = True,
         decoder_hidden: tuple[int, ...] = (512, 1024),
         leaky: bool = False,
+        batch_norm: bool = False,
+        temperature: float = 1.0,
         stem: int | nn.Module | str | None = None,
         hidden_capsules: Sequence[tuple[int, ...]] = (),
     ) -> None:
@@ -58,6 +64,8 @@ class CapsNet(nn.Module):
         check_sizes(conv_channels, primary_types, primary_dim, capsule_dim, kernel_size, *decoder_hidden)
         if not 1 <= iterations <= MAX_ITERATIONS:
             raise InputError(f"routing iterations must be 1 to {MAX_ITERATIONS}, not {iterations}")
+        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+            raise InputError(f"the temperature of routing is a finite number above 0, not {temperature!r}")
         self.stem, described, features = build_stem(stem, in_shape, conv_channels // 4)
         self.grid = _grid(features[1:], kernel_size, in_shape[1:])
         self.config: dict[str, Any] = {
@@ -73,6 +81,10 @@ class CapsNet(nn.Module):
             "decoder_hidden": tuple(decoder_hidden),
             "leaky": leaky,
         }
+        if batch_norm:
+            self.config["batch_norm"] = True
+        if temperature != 1:
+            self.config["temperature"] = temperature
         if described or stem_depth(*in_shape[1:]):
             self.config["stem"] = described
         if hidden_capsules:
@@ -80,8 +92,8 @@ class CapsNet(nn.Module):
         self.conv = Conv2d(features[0], conv_channels, kernel_size, relu=True)
         # He et al. 2015: keeps the scale of activations through a ReLU; see PrimaryCapsules for why scale matters.
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
-        self.primary = PrimaryCapsules(conv_channels, primary_types, primary_dim, kernel_size)
-        routing: dict[str, Any] = {"iterations": iterations, "leaky": leaky}
+        self.primary = PrimaryCapsules(conv_channels, primary_types, primary_dim, kernel_size, batch_norm=batch_norm)
+        routing: dict[str, Any] = {"iterations": iterations, "leaky": leaky, "temperature": temperature}
         self.hidden, self.voter_grid, self.voter_types, dim = hidden_layers(
             hidden_capsules, self.grid, primary_types, primary_dim, **routing
         )
@@ -107,6 +119,11 @@ class CapsNet(nn.Module):
         for layer in self.hidden:
             capsules = layer(capsules.flatten(1, -2) if isinstance(layer, DenseCapsules) else capsules)
         return capsules.flatten(1, -2)
+
+    def fold_batch_norm(self) -> None:
+        """Move the normalisation into the primary capsules' convolution: the end of training."""
+        self.primary.fold_batch_norm()
+        self.config.pop("batch_norm", None)
 
     def reconstruct(
         self, capsules: Float[Tensor, "batch classes dim"], classes: Labels | None = None

@@ -10,7 +10,14 @@ from capsnet.models.base import check_sizes
 
 
 def hidden_layers(
-    sizes: Sequence[tuple[int, ...]], grid: tuple[int, int], types: int, dim: int, *, iterations: int, leaky: bool
+    sizes: Sequence[tuple[int, ...]],
+    grid: tuple[int, int],
+    types: int,
+    dim: int,
+    *,
+    iterations: int,
+    leaky: bool,
+    temperature: float,
 ) -> tuple[nn.ModuleList, tuple[int, int], int, int]:
     """The layers on a grid of so many types of capsules; grid, types and dimension of what leaves the last.
 
@@ -23,7 +30,9 @@ def hidden_layers(
         length = ROUTED_LENGTH if layers else 1.0
         if len(size) == 2:
             below = grid[0] * grid[1] * types
-            layers.append(DenseCapsules(below, dim, *size, iterations, leaky=leaky, input_length=length))
+            layers.append(
+                DenseCapsules(below, dim, *size, iterations, leaky=leaky, temperature=temperature, input_length=length)
+            )
             grid, (types, dim) = (1, 1), size
         elif len(size) in (3, 4):
             if layers and isinstance(layers[-1], DenseCapsules):
@@ -34,7 +43,16 @@ def hidden_layers(
             out_types, out_dim = size[:2]
             layers.append(
                 ConvCapsules(
-                    *(types, dim, out_types, out_dim, kernel), stride, iterations, leaky=leaky, input_length=length
+                    types,
+                    dim,
+                    out_types,
+                    out_dim,
+                    kernel,
+                    stride,
+                    iterations,
+                    leaky=leaky,
+                    temperature=temperature,
+                    input_length=length,
                 )
             )
             grid = ((grid[0] - kernel) // stride + 1, (grid[1] - kernel) // stride + 1)
