@@ -3,7 +3,7 @@
 #
 #     scripts/gpu.sh SECONDS OUT
 #
-# Wants a python3 with PyTorch, Lightning and what else docs/gpu.md names, and .gpu beside (`make gpu-wheels`); no network.
+# Wants a python3 with PyTorch, Lightning and what else docs/gpu.md names, and .gpu (`make gpu-wheels`); no network.
 # OUT gets logs and one archive, gpu-results.tar.gz; scripts/gpu_unpack.py takes that apart into results/.
 # A dry run sets DEVICE, CAPSNET (the command) and GROUPS_OF_ROWS.
 set -u -o pipefail
@@ -14,6 +14,10 @@ fi
 SECONDS=0 # bash counts on from here
 budget=$1
 mkdir -p "$2" && out=$(cd "$2" && pwd) || exit 2
+if [ -n "$(ls -A "$out")" ]; then
+  echo "the folder $2 is not empty" >&2
+  exit 2
+fi
 cd "$(dirname "$0")/.." || exit 2
 python=${PYTHON:-python3} device=${DEVICE:-cuda}
 capsnet=${CAPSNET:-"$python -m capsnet"}
@@ -29,7 +33,6 @@ export PYTHONPATH=$PWD/src:$PWD/.gpu/site${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUF
 work=$(mktemp -d -p "$([ -w /dev/shm ] && echo /dev/shm || echo "${TMPDIR:-/tmp}")") # checkpoints are kept in memory
 trap 'rm -rf "$work"' EXIT
 export TMPDIR=$work XDG_CACHE_HOME=$work/cache
-rm -f "$out"/*.log "$out"/*.json "$out"/parts.txt "$out"/gpu-results.tar.gz
 
 # part NAME SECONDS COMMAND…: run it for at most so long; what it prints goes to NAME.log, or standard output to $answer.
 part() {
@@ -41,7 +44,7 @@ part() {
     return
   fi
   local started=$SECONDS
-  timeout --kill-after=4 "$limit" "$@" 2>>"$out/$name.log" >>"${answer:-$out/$name.log}"
+  timeout --kill-after=4 "$limit" "$@" </dev/null 2>>"$out/$name.log" >>"${answer:-$out/$name.log}"
   status=$?
   local how="exit $status"
   ((status == 0)) && how=done
@@ -63,8 +66,8 @@ while read -r share seeds rows; do
   [ -n "$share" ] || continue
   number=$((number + 1))
   seconds=$(((end - SECONDS) * share / 100))
-  # Longer than planned is better than for nothing; but one that hangs leaves time for the next.
   read -ra rows <<<"$rows"
+  # Eight seconds are for the start of Python. A run that takes longer than planned may end; one that hangs is cut off.
   part "runs-$number" $((seconds + seconds / 3 + 10)) \
     env -C "$work" $capsnet reproduce "${rows[@]}" --budget "$((seconds > 15 ? seconds - 8 : seconds))" --seeds "$seeds" \
     --device "$device"

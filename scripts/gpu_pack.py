@@ -52,10 +52,11 @@ def _contents(work: Path, out: Path, weights: bool) -> Iterator[tuple[str, bytes
 
 
 def summary(work: Path, out: Path) -> list[str]:
-    lines = (out / "parts.txt").read_text().splitlines()
+    parts = (out / "parts.txt").read_text().splitlines()
+    lines = [*parts, *[f"{part}: {line}" for part in _failed(parts) for line in _log(out, part)[-1:]]]
     tests = _log(out, "tests")
     lines += ["", *[line for line in tests if line.startswith(("FAILED", "ERROR"))][:20], *tests[-1:]]
-    lines += ["", *_benchmark(out)]
+    lines += ["", *_benchmark(out), ""]
     for path in sorted((work / "results" / "runs").glob("*.json")):
         record = json.loads(path.read_text())
         final, seconds = record["final"], record["seconds"]
@@ -66,6 +67,10 @@ def summary(work: Path, out: Path) -> list[str]:
         lines += [line for line in _log(out, path.stem) if "left out" in line or line.endswith("failed")]
     archive = out / ARCHIVE
     return [*lines[: LINES - 1], f"{archive}: {archive.stat().st_size / 1e6:.1f} MB"]
+
+
+def _failed(parts: list[str]) -> list[str]:
+    return [line.partition(": ")[0] for line in parts if ": exit " in line]
 
 
 def _benchmark(out: Path) -> list[str]:
@@ -89,7 +94,8 @@ def _short(value: object) -> str:
 
 def _log(out: Path, name: str) -> list[str]:
     path = out / f"{name}.log"
-    return path.read_text(errors="replace").splitlines() if path.exists() else []
+    text = path.read_text(errors="replace") if path.exists() else ""
+    return [line.rstrip() for line in text.splitlines() if line.strip()]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What must hold on a GPU as it does on a CPU. Without a GPU the same tests run on the CPU alone; docs/gpu.md."""
+"""What must hold on a GPU as it does on a CPU. Without a GPU most of it runs on the CPU alone (docs/gpu.md)."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import torch
 from learning import PullThePlug, patched, small
 
 import capsnet
-from capsnet import callbacks, devices, runs
+from capsnet import callbacks, devices, runs, training
 from capsnet.batches import Batches
 from capsnet.convolution import conv2d
 from capsnet.data import PairSet
@@ -17,6 +17,7 @@ from capsnet.routing import _procedure, route
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that CUDA can use")
 CUDA = pytest.param("cuda", marks=(pytest.mark.gpu, NO_GPU))
 DEVICES = pytest.mark.parametrize("device", ["cpu", CUDA])
+ON_GPU = pytest.mark.parametrize("device", [CUDA])  # for what is compared with the CPU
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def digits():
 
 def outcome(function, arguments, grad, device, dtype):
     """Results and gradients, computed on the device, compared on the CPU."""
-    leaves = [x.to(device, dtype).requires_grad_() for x in arguments]
+    leaves = [x.to(device, dtype, copy=True).requires_grad_() for x in arguments]
     y = function(*leaves)
     found = y, *torch.autograd.grad(y, leaves, grad.to(device, y.dtype))
     return [t.detach().double().cpu() for t in found]
@@ -132,7 +133,7 @@ def batches(data, recipe, device):
     return [made.train_batch(epoch, step) for epoch, step in ((0, 0), (0, 5), (1, 6))]  # the last one is smaller
 
 
-@DEVICES
+@ON_GPU
 def test_shifts_and_pairs_are_those_of_the_cpu_bit_for_bit(device, digits):
     for data in (digits, PairSet(digits, 640)):
         for there, here in zip(batches(data, SHIFTS, device), batches(data, SHIFTS, "cpu"), strict=True):
@@ -145,7 +146,7 @@ def test_shifts_and_pairs_are_those_of_the_cpu_bit_for_bit(device, digits):
         assert getattr(made, name).cpu().equal(expected)
 
 
-@DEVICES
+@ON_GPU
 @pytest.mark.parametrize("recipe", [AFFINE, ALL], ids=["affine", "all"])
 def test_other_augmentation_is_that_of_the_cpu_but_for_rounding(device, digits, recipe):
     for data in (digits, PairSet(digits, 640)):
@@ -176,9 +177,15 @@ def test_evaluation_counts_as_on_the_cpu(device, digits, model):
     assert abs(there.errors - here.errors) <= 0.01 * len(data)
 
 
-@DEVICES
+@pytest.mark.parametrize(
+    ("device", "graphed"),
+    [("cpu", False), *(pytest.param("cuda", graphed, marks=CUDA.marks) for graphed in (False, True))],
+)
 @pytest.mark.parametrize("pairs", [False, True], ids=["digits", "pairs"])
-def test_a_run_that_is_killed_and_resumed_ends_where_it_would_have(device, digits, tmp_path, monkeypatch, pairs):
+def test_a_run_that_is_killed_and_resumed_ends_where_it_would_have(
+    device, graphed, digits, tmp_path, monkeypatch, pairs
+):
+    monkeypatch.setattr(training, "worth_a_graph", lambda *_: graphed)
     data = PairSet(digits.select(slice(64)), 64, max_shift=1) if pairs else digits.select(slice(64))
     recipe = capsnet.Recipe(epochs=3, batch_size=16, max_shift=1, ema_decay=0.9, rotation=10.0, warmup=0.3)
 
@@ -189,14 +196,14 @@ def test_a_run_that_is_killed_and_resumed_ends_where_it_would_have(device, digit
 
     whole, again = run("whole"), run("again")
     monkeypatch.setattr(callbacks, "CHECKPOINT_SECONDS", 0.0)  # after every step
-    batch = Batches.train_batch
+    batch = Batches.raw_batch
 
     def stop(self, epoch, step):
         if (epoch, step) == (1, 2):
             raise PullThePlug
         return batch(self, epoch, step)
 
-    with patched(Batches, "train_batch", stop), pytest.raises(PullThePlug):
+    with patched(Batches, "raw_batch", stop), pytest.raises(PullThePlug):
         run("cut")
     assert not (tmp_path / "cut" / runs.WEIGHTS).exists()
     resumed = run("cut", resume=True)
@@ -204,6 +211,21 @@ def test_a_run_that_is_killed_and_resumed_ends_where_it_would_have(device, digit
         # What repeats bit for bit is resumed bit for bit; what does not, as near as it repeats.
         noise = (again[name] - weight).abs().max()
         assert (resumed[name] - weight).abs().max() <= 4 * noise, f"{name}: two undisturbed runs differ by {noise}"
+
+
+@ON_GPU
+@pytest.mark.parametrize("pairs", [False, True], ids=["digits", "pairs"])
+def test_a_graph_of_a_step_trains_as_the_step_does(device, digits, monkeypatch, pairs):
+    data = PairSet(digits, 320) if pairs else digits.select(slice(330))  # with a smaller last batch, which is no graph
+    recipe = capsnet.Recipe(epochs=3, batch_size=32, ema_decay=0.9, rotation=10.0, warmup=0.2, weight_decay=0.01)
+    curves = []
+    for graphed in (False, True):
+        monkeypatch.setattr(training, "worth_a_graph", lambda *_, graphed=graphed: graphed)
+        curves.append(capsnet.fit(small(in_shape=data.image_shape), data, recipe, device=device, progress=False))
+    for plain, replayed in zip(*curves, strict=True):
+        assert replayed["loss_mean"] == pytest.approx(plain["loss_mean"], rel=0.02)  # bfloat16
+        assert replayed["learning_rate"] == pytest.approx(plain["learning_rate"], rel=1e-5)
+        assert replayed["step"] == plain["step"]
 
 
 @DEVICES
@@ -215,19 +237,19 @@ def test_training_learns(device, digits):
 
 
 # Last, because compiling takes longer than all else.
-@DEVICES
+@ON_GPU
 @pytest.mark.parametrize("pairs", [False, True], ids=["digits", "pairs"])
 def test_the_loss_that_training_takes_is_the_models(device, digits, pairs):
     data = PairSet(digits, 640) if pairs else digits
     model = small(in_shape=data.image_shape).to(device).train()
     weights = list(model.parameters())
-    training = devices.training_loss(model, torch.device(device), 10**6)
+    compiled = devices.training_loss(model, torch.device(device), 10**6)
     made = Batches(data, None, capsnet.Recipe(batch_size=64))
     made.move_to(torch.device(device))
     for step in range(4):  # a graph is captured in the second or third
         batch = made.train_batch(0, step)
         outcomes = []
-        for loss in (model.loss, training):
+        for loss in (model.loss, compiled):
             found = loss(*batch)
             grads = torch.autograd.grad(found.total, weights)
             outcomes.append([t.detach().double().cpu() for t in (found.total, found.scores, *grads)])

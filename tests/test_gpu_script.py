@@ -47,7 +47,7 @@ def test_the_script_goes_through_all_its_parts_whatever_fails(dry_run):
     out, told = dry_run
     for name, how in {"tests": "done", "bench": "done", "runs-1": "exit 2", "runs-2": "done", "runs-3": "done"}.items():
         assert f"\n{name}: {how} after " in told
-    assert "unknown row 'no-such-row'" in (out / "runs-1.log").read_text()
+    assert "runs-1: capsnet: unknown row 'no-such-row'" in told
     assert "there is no GPU that CUDA can use" in (out / "tests.log").read_text()
     assert " skipped" in told
     assert "batch_size 2, what train, capsnet 1.5" in told
@@ -140,6 +140,12 @@ def test_the_archive_stays_small_and_the_summary_short_whatever_there_is(tmp_pat
     assert "batch_size 128, what train, capsnet 1234" in "\n".join(gpu_pack.summary(work, out))
 
 
-def test_a_wrong_call_is_told():
-    done = subprocess.run([SCRIPT, "soon"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "usage: scripts/gpu.sh SECONDS OUT\n")
+def test_a_wrong_call_is_told(tmp_path):
+    (tmp_path / "mine.log").touch()
+    for words, told in (
+        (["soon"], "usage: scripts/gpu.sh SECONDS OUT"),
+        (["60", tmp_path], f"the folder {tmp_path} is not empty"),
+    ):
+        done = subprocess.run([SCRIPT, *words], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (2, f"{told}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.log"]
