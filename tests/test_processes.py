@@ -297,7 +297,8 @@ def test_the_version_is_told_without_importing_anything_slow():
 def test_sums_of_two_processes_do_not_depend_on_the_checkpoints(monkeypatch):
     # What the others have counted goes to the first process when it is gathered, and is not counted again.
     gathered = []
-    recorder = callbacks.Recorder(1, None, torch.zeros(0))
+    digits = capsnet.open_dataset("mnist", "test").first(1)
+    recorder = callbacks.Recorder(recipe := capsnet.Recipe(), Batches(digits, None, recipe), None, digits)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: gathered.append(tensor.clone()))
     other = Trainer(logger=False, enable_checkpointing=False)
     monkeypatch.setattr(Trainer, "world_size", 2)

@@ -30,6 +30,8 @@ from capsnet.runs import CHECKPOINT, METRICS, write_atomically
 
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written at the end of every epoch, and within an epoch when the last one is older than this."""
+QUICK_CHECKPOINT_SECONDS = 20.0
+"""On a GPU, an epoch's end has one only if the last one is older than this."""
 CHECK_EVERY = 50
 """Steps between two looks at whether the loss is finite; each look makes a GPU wait."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -267,7 +269,11 @@ class Checkpoints(Checkpoint):
             self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer, pl_module)
+        # Where an epoch takes less than a second, to write it down would take as long.
+        quick = self.recorder.batches.steps_at_once > 1
+        young = quick and time.perf_counter() - self.saved < QUICK_CHECKPOINT_SECONDS
+        if self.interrupted or not young:
+            self._save(trainer, pl_module)
         (interrupted,) = self._any(self.interrupted)
         if interrupted and trainer.current_epoch + 1 != trainer.max_epochs:
             self._stop(trainer)

@@ -14,14 +14,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from capsnet.batches import Batches
+from capsnet.data import ImageSet, PairSet
 from capsnet.evaluation import BATCH, evaluate
 from capsnet.experiments.reproduce import TableSettings, reproduce, test_sets, training_sets
 from capsnet.experiments.rows import Row
 from capsnet.models import build_model
+from capsnet.recipe import Recipe
 from capsnet.training import fit
 
-WARM_UP, TIMED = 10, 50
-"""Training steps."""
+TIMED = 50
+"""Training steps, after as many that warm up."""
 SPARE = 0.05
 """Share of the time that is not planned with: no run takes exactly as long as its timing says."""
 
@@ -46,31 +48,28 @@ class _MeasuredError(Exception):
 
 
 class Stopwatch(Callback):
-    """Times an epoch of so many `steps` and what follows its last step; then ends training by `_MeasuredError`."""
+    """Times the second epoch and what follows its last step; then ends training by `_MeasuredError`."""
 
     def __init__(self, steps: int) -> None:
-        self.last = steps - 1
-        self.warm = min(WARM_UP, self.last)
+        self.steps = steps
         self.moments: dict[str, float] = {}
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        if batch_idx == self.warm:
-            self._note("warm", pl_module.device)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        if batch_idx == self.last:
+        if trainer.is_last_batch and trainer.current_epoch == 1:
             self._note("stepped", pl_module.device)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.current_epoch:
+        if trainer.current_epoch == 1:
+            self._note("warm", pl_module.device)
+        if trainer.current_epoch == 2:
             self._note("ended", pl_module.device)
             raise _MeasuredError
 
     @property
     def step(self) -> float:
-        return (self.moments["stepped"] - self.moments["warm"]) / (self.last + 1 - self.warm)
+        return (self.moments["stepped"] - self.moments["warm"]) / self.steps
 
     @property
     def epoch_end(self) -> float:
@@ -153,10 +152,10 @@ def measure(row: Row, seeds: int, settings: TableSettings) -> Pace:
     tested = test_sets(row, settings)
     recipe = row.recipe
     steps = math.ceil(len(train_set) / recipe.batch_size)
-    few = min(steps, WARM_UP + TIMED)
+    few = min(steps, TIMED)
     model, watch = build_model(row.model, row.config), Stopwatch(few)
     # Short epochs, but as many steps in all as the run has: that decides whether a step is compiled.
-    short = replace(recipe, epochs=1 + math.ceil(recipe.epochs * steps / few), stop_at_error=0.0)
+    short = replace(recipe, epochs=2 + math.ceil(recipe.epochs * steps / few), stop_at_error=0.0)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_MeasuredError):
         fit(
             model,
@@ -173,11 +172,19 @@ def measure(row: Row, seeds: int, settings: TableSettings) -> Pace:
         evaluate(model, data.first(BATCH), settings.device, row.shifts)
         some = data.first(2 * BATCH)
         test += evaluate(model, some, settings.device, row.shifts).seconds * len(data) / len(some)
-    started = time.perf_counter()
-    Batches(train_set, None, recipe).train_batch(0, 0)  # with what is drawn for a whole epoch
-    planning = time.perf_counter() - started
-    epoch = steps * watch.step + watch.epoch_end + planning
+    epoch = steps * watch.step + watch.epoch_end + _seconds_to_plan(train_set, recipe, settings.device)
     return Pace(row, seeds, row.members * (watch.moments["warm"] - began), row.members * epoch, row.members * test)
+
+
+def _seconds_to_plan(train_set: ImageSet | PairSet, recipe: Recipe, device: torch.device | str) -> float:
+    """What is drawn for a whole epoch, and on a GPU made in advance."""
+    batches = Batches(train_set, None, recipe)
+    batches.move_to(torch.device(device))
+    started = 0.0
+    for epoch in range(2):  # the first warms up
+        started = time.perf_counter()
+        float(batches.train_batch(epoch, 0).images.sum())  # waits for it
+    return time.perf_counter() - started
 
 
 def _failed(what: str) -> int:
