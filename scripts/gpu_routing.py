@@ -23,6 +23,7 @@ from capsnet import kernels, routing, routing_passes
 from capsnet.functional import _squash, squash
 
 REPEATS = 30
+WORKERS = 12
 LAYERS = {  # images, input capsules, output capsules, in_dim, out_dim
     "MNIST, 128 images": (128, 1152, 10, 8, 16),
     "MNIST, 512 images": (512, 1152, 10, 8, 16),
@@ -103,29 +104,21 @@ def poison() -> None:
 
 
 def errors(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> list[str]:
-    return [f"{((a.double() - e).norm() / e.norm()).item():.1e}" for a, e in zip(actual, expected, strict=True)]
+    return [
+        f"{((a.double() - e.double()).norm() / e.double().norm()).item():.1e}"
+        for a, e in zip(actual, expected, strict=True)
+    ]
 
 
 def check() -> None:
     """Relative errors of output and both gradients: of Triton's kernels, and of float32 by PyTorch's passes."""
-    torch.manual_seed(0)
     print("\nRelative error of output, gradient for inputs, for weight; Triton | PyTorch in float32")
     cases = [(shape, USUAL) for shape in LAYERS.values() if shape[0] <= 512]
     cases += [(shape, options) for shape in ODD for options in ALL_OPTIONS]
-    for shape, options in cases:
-        inputs, weight = layer(shape)
-        upstream = torch.randn(shape[0], shape[2], shape[4], device="cuda")
-        poison()
-        found, again = (run(partial(by_triton, options=options), inputs, weight, upstream) for _ in range(2))
-        same = all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
-        plain = partial(by_passes, options=options)
-        # On the processor where that does not take long: another machine's arithmetic.
-        there = "cpu" if shape[0] * shape[1] * shape[2] < 2**21 else "cuda"
-        u, w = (x.detach().to(there).double().requires_grad_() for x in (inputs, weight))
-        with passes(routing_passes):
-            expected = tuple(x.cuda() for x in run(plain, u, w, upstream.to(there).double()))
-            usual = run(plain, inputs, weight, upstream)
-        print(f"{shape!s:28} {options!s:18} {errors(found, expected)} | {errors(usual, expected)} repeats: {same}")
+    with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn")) as pool:
+        for line in pool.map(check_one, cases):
+            print(line, flush=True)
+    check_compiled()
     for dtype in (torch.float32, torch.bfloat16):
         s = (torch.randn(128, 1152, 8, device="cuda") * torch.logspace(-20, 20, 1152, device="cuda")[:, None]).to(dtype)
         s.requires_grad_()
@@ -136,6 +129,39 @@ def check() -> None:
         expected = _squash(x, -1)
         exact = expected, torch.autograd.grad(expected, x, upstream.double())[0]
         print("squash", dtype, errors((v, torch.autograd.grad(v, s, upstream)[0]), exact))
+
+
+def check_one(case: tuple[tuple[int, ...], Options]) -> str:
+    """In a process of its own, so that kernels are compiled side by side."""
+    shape, options = case
+    torch.manual_seed(0)
+    inputs, weight = layer(shape)
+    upstream = torch.randn(shape[0], shape[2], shape[4], device="cuda")
+    poison()
+    try:
+        found, again = (run(partial(by_triton, options=options), inputs, weight, upstream) for _ in range(2))
+    except Exception as error:  # the other cases are worth knowing
+        return f"{shape!s:28} {options!s:18} {type(error).__name__}: {error}"
+    same = all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    plain = partial(by_passes, options=options)
+    # On the processor where that does not take long: another machine's arithmetic.
+    there = "cpu" if shape[0] * shape[1] * shape[2] < 2**21 else "cuda"
+    u, w = (x.detach().to(there).double().requires_grad_() for x in (inputs, weight))
+    with passes(routing_passes):
+        expected = tuple(x.cuda() for x in run(plain, u, w, upstream.to(there).double()))
+        usual = run(plain, inputs, weight, upstream)
+    return f"{shape!s:28} {options!s:18} {errors(found, expected)} | {errors(usual, expected)} repeats: {same}"
+
+
+def check_compiled() -> None:
+    """As `torch.compile` calls it, with a captured graph as in training."""
+    inputs, weight = layer(LAYERS["MNIST, 128 images"])
+    upstream = torch.randn(128, 10, 16, device="cuda")
+    expected = run(by_triton, inputs, weight, upstream)
+    whole = torch.compile(routing.route, mode="reduce-overhead", dynamic=False)
+    for time_ in range(4):  # the first ones are not replayed
+        torch.compiler.cudagraph_mark_step_begin()
+        print(f"compiled, time {time_}, against not compiled:", errors(run(whole, inputs, weight, upstream), expected))
 
 
 def milliseconds(function: Callable[[], object], repeats: int = REPEATS) -> float:
@@ -169,7 +195,7 @@ def captured(function: Callable[[], object]) -> float:
 def ways(compiled: bool) -> dict[str, Callable]:
     found = {"Triton": by_triton, "PyTorch's passes": by_passes, "stored votes": by_votes}
     if compiled:
-        found["stored votes, compiled"] = torch.compile(by_votes, dynamic=False)
+        found["stored votes, compiled"] = torch.compile(by_votes, dynamic=False)  # graphs are captured below
     return found
 
 
@@ -278,7 +304,7 @@ def variants() -> None:
     begin = time.perf_counter()
     tries = [(name, sizes) for name, all_of in PROGRAMS.items() for sizes in all_of]
     shapes = [LAYERS["MNIST, 128 images"], LAYERS["MNIST, 512 images"]]
-    with ProcessPoolExecutor(12, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn")) as pool:
         said = list(pool.map(compile_one, *zip(*((*a, shapes[0]) for a in tries), strict=True)))
     print(
         "\nMilliseconds of a kernel, by images, columns, warps, stages;"

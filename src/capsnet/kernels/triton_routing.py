@@ -236,7 +236,7 @@ def _couplings(agreement, shares, b, i, B, I):
     return tl.exp(tl.minimum(agreement - top[:, None], 0)) * scale[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("per", "B", "I"))
 @no_type_check
 def _shares_kernel(
     u, weight, total, grad, shares, per, B, I,
@@ -272,7 +272,7 @@ def _shares_kernel(
             tl.store(shares + (2 * B + b) * I + i, mean / rest, mask=b < B)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("per", "B", "I"))
 @no_type_check
 def _sums_kernel(
     u, weight, total, grad, shares, parts, per, B, I,
@@ -305,7 +305,7 @@ def _sums_kernel(
     tl.store(parts + ((tl.program_id(0) * B + b[:, None]) * J + j[None, :]) * E + e[None, :], s, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("per", "B", "I"))
 @no_type_check
 def _gradients_kernel(
     u, weight, totals, grads, equal, shares, grad_u, grad_weight, per, B, I,

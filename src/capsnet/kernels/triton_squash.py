@@ -41,7 +41,7 @@ def _run(s: Tensor, grad: Tensor | None) -> Tensor:
     return to
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows",))
 @no_type_check
 def _kernel(
     s, grad, to, rows, DIM: tl.constexpr, GRAD: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr
