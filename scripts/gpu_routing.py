@@ -42,24 +42,30 @@ ODD = [
     (130, 50, 2, 16, 8),
 ]
 STORED_AT_MOST = 2**31  # votes; more are not tried
-PROGRAMS = {  # images, columns, warps, stages
-    "SHARES": [
-        *((64, 64, 8, 2), (64, 64, 4, 2), (64, 64, 8, 1), (64, 64, 4, 1), (64, 64, 4, 3)),
-        *((64, 32, 4, 2), (64, 128, 8, 2), (64, 256, 8, 2), (128, 64, 8, 2), (32, 64, 4, 2), (128, 32, 8, 2)),
-    ],
-    "SUMS": [
-        *((64, 64, 8, 2), (64, 64, 4, 2), (64, 64, 8, 1), (64, 64, 4, 1), (64, 64, 4, 3), (64, 64, 8, 3)),
-        *((64, 32, 4, 2), (64, 32, 4, 3), (64, 128, 8, 2), (128, 64, 8, 2), (128, 32, 8, 2), (32, 64, 4, 2)),
+MANY = (32, 3872, 196, 8, 16)
+PROGRAMS = {  # images, columns, programs, warps, stages
+    "SUMS_AT_ONCE": [
+        *((64, 256, 132, 8, 1), (64, 256, 132, 8, 2), (64, 256, 132, 16, 1), (64, 256, 132, 16, 2)),
+        *((128, 256, 132, 16, 1), (32, 256, 132, 8, 1), (32, 256, 264, 4, 1), (64, 256, 264, 8, 1)),
+        *((32, 256, 264, 8, 1), (16, 256, 528, 4, 1)),
     ],
     "GRADIENTS": [
-        *((64, 32, 4, 2), (64, 32, 4, 1), (64, 32, 4, 3), (64, 16, 4, 2), (64, 16, 4, 1), (64, 64, 4, 1)),
-        *((64, 64, 8, 1), (128, 32, 8, 2), (128, 32, 8, 1), (128, 16, 8, 1), (32, 32, 4, 1), (32, 32, 2, 1)),
+        *((64, 32, 264, 4, 1), (64, 32, 264, 4, 2), (64, 32, 264, 4, 3), (64, 32, 528, 4, 1), (64, 32, 132, 4, 1)),
+        *((64, 16, 264, 4, 1), (64, 16, 396, 4, 1), (64, 64, 264, 4, 1), (64, 64, 132, 8, 1), (128, 32, 132, 8, 1)),
+        *((128, 32, 132, 8, 2), (128, 16, 264, 8, 1), (32, 32, 264, 4, 1), (32, 32, 528, 2, 1), (128, 64, 132, 8, 1)),
+    ],
+    "SHARES": [
+        *((64, 64, 264, 8, 2), (64, 64, 264, 8, 1), (64, 64, 264, 4, 1), (64, 64, 264, 4, 2), (32, 64, 264, 4, 1)),
+        *((64, 128, 264, 8, 1), (64, 256, 132, 8, 1), (32, 128, 264, 4, 1)),
+    ],
+    "SUMS": [
+        *((64, 64, 264, 8, 2), (64, 64, 264, 8, 1), (64, 64, 264, 4, 1), (64, 64, 264, 4, 2), (32, 64, 264, 4, 1)),
+        *((64, 128, 264, 8, 1), (64, 256, 132, 8, 1), (32, 128, 264, 4, 1), (64, 64, 528, 8, 2)),
     ],
 }
 Options = tuple[int, bool, bool]
 USUAL: Options = (3, False, False)  # iterations, leaky, detach_early
 ALL_OPTIONS: list[Options] = [(1, False, False), (3, True, False), (2, False, True), (4, False, False)]
-AT_ONCE = [132, 2 * 132, 4 * 132, 8 * 132]
 
 
 def layer(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -209,8 +215,7 @@ def times(compiled: bool) -> None:
             inputs, weight = layer(shape)
             upstream = torch.randn(shape[0], shape[2], shape[4], device="cuda")
             both = partial(run, function, inputs, weight, upstream)
-            with torch.no_grad():
-                forward = partial(function, inputs.detach(), weight.detach())
+            forward = partial(function, inputs.detach(), weight.detach())
             module = routing_passes if way == "PyTorch's passes" else routing._passes(inputs, weight)
             try:
                 with passes(module):
@@ -266,32 +271,31 @@ def jobs(shape: tuple[int, ...], half: bool = False) -> dict[str, dict[str, Call
         all_of.totals, all_of.grads, all_of.shares, all_of.equal = [v, v], [g, g], [shares, shares], g
         return all_of.finish()
 
-    return {
-        "SHARES": {
-            "forward": lambda: t._shares(u, w, v, None, False),
-            "backward": lambda: t._shares(u, w, v, g, False),
-        },
-        "SUMS": {
-            "equal": lambda: t._add_up(u, w, None, None, None),
-            "forward": lambda: t._add_up(u, w, v, None, shares),
-            "backward": lambda: t._add_up(u, w, v, g, shares),
-        },
-        "GRADIENTS": {"backward": gradients},
+    sums = {
+        "equal": lambda: t._add_up(u, w, None, None, False),
+        "forward": lambda: t._add_up(u, w, v, None, False),
+        "backward": lambda: t._add_up(u, w, v, g, False),
     }
+    if shape[2] <= 16:
+        return {"SUMS_AT_ONCE": sums, "GRADIENTS": {"backward": gradients}}
+    found = {"forward": lambda: t._shares(u, w, v, None, False), "backward": lambda: t._shares(u, w, v, g, False)}
+    return {"SHARES": found, "SUMS": sums, "GRADIENTS": {"backward": gradients}}  # these sums find the shares, too
 
 
-def set_sizes(name: str, sizes: tuple[int, int, int, int]) -> None:
+def set_sizes(name: str, sizes: tuple[int, ...]) -> None:
     from capsnet.kernels import triton_routing as t
 
-    getattr(t, name).update(zip(("images", "columns", "num_warps", "num_stages"), sizes, strict=True))
+    sizes_of = getattr(t, name)
+    sizes_of.update(zip(sizes_of, sizes, strict=True))
 
 
-def compile_one(name: str, sizes: tuple[int, int, int, int], shape: tuple[int, ...]) -> str:
+def compile_one(name: str, sizes: tuple[int, ...]) -> str:
     """In a process of its own, so that many are compiled at once; they find their way through Triton's cache."""
     set_sizes(name, sizes)
     try:
-        for job in jobs(shape)[name].values():
-            job()
+        for shape in (LAYERS["MNIST, 128 images"], MANY):
+            for job in jobs(shape).get(name, {}).values():
+                job()
         torch.cuda.synchronize()
     except Exception as error:  # a size that the card cannot take is a result
         return f"{type(error).__name__}: {str(error).splitlines()[0][:90]}"
@@ -303,33 +307,29 @@ def variants() -> None:
 
     begin = time.perf_counter()
     tries = [(name, sizes) for name, all_of in PROGRAMS.items() for sizes in all_of]
-    shapes = [LAYERS["MNIST, 128 images"], LAYERS["MNIST, 512 images"]]
     with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn")) as pool:
-        said = list(pool.map(compile_one, *zip(*((*a, shapes[0]) for a in tries), strict=True)))
+        said = list(pool.map(compile_one, *zip(*tries, strict=True)))
     print(
-        "\nMilliseconds of a kernel, by images, columns, warps, stages;"
+        "\nMilliseconds of a kernel, by images, columns, programs, warps, stages;"
         f" compiled in {time.perf_counter() - begin:.0f} s"
     )
     usual = {name: tuple(getattr(t, name).values()) for name in PROGRAMS}
-    for shape in shapes:
+    for shape in (LAYERS["MNIST, 128 images"], LAYERS["MNIST, 512 images"], LAYERS["MNIST, 2048 images"], MANY):
         all_jobs = jobs(shape)
         for (name, sizes), error in zip(tries, said, strict=True):
-            if error:
-                print(f"{shape[0]:5} {name:10} {sizes!s:18} {error}")
+            if error or name not in all_jobs:
+                if error:
+                    print(f"{shape[0]:5} {name:12} {sizes!s:24} {error}")
                 continue
             set_sizes(name, sizes)
             row = [f"{what} {captured(job):.4f}" for what, job in all_jobs[name].items()]
-            print(f"{shape[0]:5} {name:10} {sizes!s:18} {', '.join(row)}", flush=True)
+            print(f"{shape[0]:5} {name:12} {sizes!s:24} {', '.join(row)}", flush=True)
             set_sizes(name, usual[name])
-        programs = t.PROGRAMS
-        for t.PROGRAMS in AT_ONCE:
-            row = [f"{n} {what} {captured(job):.4f}" for n, of in all_jobs.items() for what, job in of.items()]
-            print(f"{shape[0]:5} PROGRAMS {t.PROGRAMS:5} {', '.join(row)}", flush=True)
-        t.PROGRAMS = programs
         row = [
             f"{n} {what} {captured(job):.4f}" for n, of in jobs(shape, half=True).items() for what, job in of.items()
         ]
-        print(f"{shape[0]:5} bfloat16 inputs {', '.join(row)}", flush=True)
+        print(f"{shape[0]:5} bfloat16 inputs: {', '.join(row)}", flush=True)
+        torch.cuda.empty_cache()
 
 
 def main() -> None:

@@ -154,7 +154,8 @@ def memory():
     for module, names in ((triton_routing, ("_shares", "_sums", "_gradients")), (triton_squash, ("",))):
         for name in names:
             setattr(module, f"{name}_kernel", Nothing())
-    triton_routing.PROGRAMS = 1000
+    triton_routing.SUMS["programs"] = triton_routing.SUMS_AT_ONCE["programs"] = 1000
+    triton_routing.SUMS_AT_ONCE["columns"] = 256
     triton_routing.GRADIENTS["images"] = 64
     for shape in ((32, 640, 40, 8, 16), (128, 640, 10, 8, 16)):
         inputs, weight = (x.requires_grad_() for x in layer(*shape))
@@ -211,9 +212,8 @@ def pretend():
     torch.set_num_threads(1)
     kernels.library = lambda: None
     kernels.suit_triton = lambda *tensors: all(x.dtype in kernels._TYPES for x in tensors)
-    for sizes in (triton_routing.SHARES, triton_routing.SUMS, triton_routing.GRADIENTS):
-        sizes.update(images=16, columns=64)
-    triton_routing.PROGRAMS = 4
+    for sizes in (triton_routing.SHARES, triton_routing.SUMS, triton_routing.SUMS_AT_ONCE, triton_routing.GRADIENTS):
+        sizes.update(images=16, columns=64, programs=4)
 
 
 if __name__ == "__main__":
