@@ -30,6 +30,7 @@ SUMS = {"images": 64, "columns": 64, "programs": 264, "num_warps": 8, "num_stage
 SUMS_AT_ONCE = {"images": 64, "columns": 256, "programs": 132, "num_warps": 8, "num_stages": 1}  # one tile is enough
 GRADIENTS = {"images": 64, "columns": 32, "programs": 264, "num_warps": 4, "num_stages": 1}
 _FEW_PARTS = 8
+_LARGEST = 2**14  # numbers of a product's factor, which have to fit into the memory that a program's threads share
 
 
 def arrange_inputs(inputs: Float[Tensor, "b i d"]) -> Float[Tensor, "b i d"]:
@@ -135,9 +136,12 @@ def _add_up(
 ) -> tuple[Float[Tensor, "b j e"], Tensor | None]:
     """``Σ_i c û``, with ``grad`` ``Σ_i grad b · û`` and the shares, and without ``total`` ``Σ_i û``."""
     j, i, _, e = weight.shape
-    at_once = _power_of_2(j) * _power_of_2(e) <= SUMS_AT_ONCE["columns"]
-    program = SUMS_AT_ONCE if at_once else SUMS
+    program = SUMS_AT_ONCE
     sizes, tiles, blocks, options = _sizes(u, weight, program)
+    at_once = tiles == 1
+    if not at_once:
+        program = SUMS
+        sizes, tiles, blocks, options = _sizes(u, weight, program)
     shares = None
     if total is not None and not at_once:
         shares = _shares(u, weight, total, grad, leaky)
@@ -159,15 +163,17 @@ def _sum(parts: Tensor) -> Tensor:
 def _sizes(u: Tensor, weight: Tensor, program: dict) -> tuple[tuple[int, ...], int, int, dict]:
     """Sizes of the tensors, tiles of output capsules, blocks of images, and the options of a kernel."""
     (batch, i, d), (j, _, _, e) = u.shape, weight.shape
-    block_e, block_d = _power_of_2(e), max(4, _power_of_2(d))
-    block_j = max(1, min(program["columns"] // block_e, _power_of_2(j)), 16 // block_e)
+    parts = 4 if u.dtype == torch.float32 else 2
+    block_e, block_d = _power_of_2(e), max(16 // parts, _power_of_2(d))
+    columns = min(program["columns"], _LARGEST // (parts * block_d))
+    block_j = max(1, min(columns // block_e, _power_of_2(j)), 16 // block_e)
     block_b = max(16, min(program["images"], _power_of_2(batch)))
     options = {
-        "PARTS": 4 if u.dtype == torch.float32 else 2,
+        "PARTS": parts,
         "BLOCK_B": block_b,
         "BLOCK_J": block_j,
         "BLOCK_E": block_e,
-        "BLOCK_D": block_d if u.dtype == torch.float32 else max(8, block_d),
+        "BLOCK_D": block_d,
         "num_warps": program["num_warps"],
         "num_stages": program["num_stages"],
     }
@@ -334,7 +340,8 @@ def _sums_kernel(
                 factor *= grad_c - mean[:, None]
             s += _times(factor, votes, BLOCK_B, BLOCK_J, BLOCK_E)
     there = (b[:, None] < B) & (j[None, :] < J) & (e[None, :] < E)
-    tl.store(parts + ((tl.program_id(0) * B + b[:, None]) * J + j[None, :]) * E + e[None, :], s, mask=there)
+    part = tl.program_id(0).to(tl.int64)
+    tl.store(parts + ((part * B + b[:, None]) * J + j[None, :]) * E + e[None, :], s, mask=there)
 
 
 @triton.jit(do_not_specialize=("per", "B", "I"))
