@@ -23,6 +23,7 @@ from capsnet import kernels, routing, routing_passes
 from capsnet.functional import _squash, squash
 
 REPEATS = 30
+WORKERS = 12
 LAYERS = {  # images, input capsules, output capsules, in_dim, out_dim
     "MNIST, 128 images": (128, 1152, 10, 8, 16),
     "MNIST, 512 images": (512, 1152, 10, 8, 16),
@@ -41,18 +42,25 @@ ODD = [
     (130, 50, 2, 16, 8),
 ]
 STORED_AT_MOST = 2**31  # votes; more are not tried
-PROGRAMS = {  # images, columns, warps, stages
-    "SHARES": [
-        *((64, 64, 8, 2), (64, 64, 4, 2), (64, 64, 8, 1), (64, 64, 4, 1), (64, 64, 4, 3)),
-        *((64, 32, 4, 2), (64, 128, 8, 2), (64, 256, 8, 2), (128, 64, 8, 2), (32, 64, 4, 2), (128, 32, 8, 2)),
-    ],
-    "SUMS": [
-        *((64, 64, 8, 2), (64, 64, 4, 2), (64, 64, 8, 1), (64, 64, 4, 1), (64, 64, 4, 3), (64, 64, 8, 3)),
-        *((64, 32, 4, 2), (64, 32, 4, 3), (64, 128, 8, 2), (128, 64, 8, 2), (128, 32, 8, 2), (32, 64, 4, 2)),
+MANY = (32, 3872, 196, 8, 16)
+PROGRAMS = {  # images, columns, programs, warps, stages
+    "SUMS_AT_ONCE": [
+        *((64, 256, 132, 8, 1), (64, 256, 132, 8, 2), (64, 256, 132, 16, 1), (64, 256, 132, 16, 2)),
+        *((128, 256, 132, 16, 1), (32, 256, 132, 8, 1), (32, 256, 264, 4, 1), (64, 256, 264, 8, 1)),
+        *((32, 256, 264, 8, 1), (16, 256, 528, 4, 1)),
     ],
     "GRADIENTS": [
-        *((64, 32, 4, 2), (64, 32, 4, 1), (64, 32, 4, 3), (64, 16, 4, 2), (64, 16, 4, 1), (64, 64, 4, 1)),
-        *((64, 64, 8, 1), (128, 32, 8, 2), (128, 32, 8, 1), (128, 16, 8, 1), (32, 32, 4, 1), (32, 32, 2, 1)),
+        *((64, 32, 264, 4, 1), (64, 32, 264, 4, 2), (64, 32, 264, 4, 3), (64, 32, 528, 4, 1), (64, 32, 132, 4, 1)),
+        *((64, 16, 264, 4, 1), (64, 16, 396, 4, 1), (64, 64, 264, 4, 1), (64, 64, 132, 8, 1), (128, 32, 132, 8, 1)),
+        *((128, 32, 132, 8, 2), (128, 16, 264, 8, 1), (32, 32, 264, 4, 1), (32, 32, 528, 2, 1), (128, 64, 132, 8, 1)),
+    ],
+    "SHARES": [
+        *((64, 64, 264, 8, 2), (64, 64, 264, 8, 1), (64, 64, 264, 4, 1), (64, 64, 264, 4, 2), (32, 64, 264, 4, 1)),
+        *((64, 128, 264, 8, 1), (64, 256, 132, 8, 1), (32, 128, 264, 4, 1)),
+    ],
+    "SUMS": [
+        *((64, 64, 264, 8, 2), (64, 64, 264, 8, 1), (64, 64, 264, 4, 1), (64, 64, 264, 4, 2), (32, 64, 264, 4, 1)),
+        *((64, 128, 264, 8, 1), (64, 256, 132, 8, 1), (32, 128, 264, 4, 1), (64, 64, 528, 8, 2)),
     ],
 }
 Options = tuple[int, bool, bool, float]
@@ -63,7 +71,6 @@ ALL_OPTIONS: list[Options] = [
     (2, False, True, 1.0),
     (4, False, False, 3.0),
 ]
-AT_ONCE = [132, 2 * 132, 4 * 132, 8 * 132]
 
 
 def layer(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -108,29 +115,21 @@ def poison() -> None:
 
 
 def errors(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> list[str]:
-    return [f"{((a.double() - e).norm() / e.norm()).item():.1e}" for a, e in zip(actual, expected, strict=True)]
+    return [
+        f"{((a.double() - e.double()).norm() / e.double().norm()).item():.1e}"
+        for a, e in zip(actual, expected, strict=True)
+    ]
 
 
 def check() -> None:
     """Relative errors of output and both gradients: of Triton's kernels, and of float32 by PyTorch's passes."""
-    torch.manual_seed(0)
     print("\nRelative error of output, gradient for inputs, for weight; Triton | PyTorch in float32")
     cases = [(shape, USUAL) for shape in LAYERS.values() if shape[0] <= 512]
     cases += [(shape, options) for shape in ODD for options in ALL_OPTIONS]
-    for shape, options in cases:
-        inputs, weight = layer(shape)
-        upstream = torch.randn(shape[0], shape[2], shape[4], device="cuda")
-        poison()
-        found, again = (run(partial(by_triton, options=options), inputs, weight, upstream) for _ in range(2))
-        same = all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
-        plain = partial(by_passes, options=options)
-        # On the processor where that does not take long: another machine's arithmetic.
-        there = "cpu" if shape[0] * shape[1] * shape[2] < 2**21 else "cuda"
-        u, w = (x.detach().to(there).double().requires_grad_() for x in (inputs, weight))
-        with passes(routing_passes):
-            expected = tuple(x.cuda() for x in run(plain, u, w, upstream.to(there).double()))
-            usual = run(plain, inputs, weight, upstream)
-        print(f"{shape!s:28} {options!s:18} {errors(found, expected)} | {errors(usual, expected)} repeats: {same}")
+    with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn")) as pool:
+        for line in pool.map(check_one, cases):
+            print(line, flush=True)
+    check_compiled()
     for dtype in (torch.float32, torch.bfloat16):
         s = (torch.randn(128, 1152, 8, device="cuda") * torch.logspace(-20, 20, 1152, device="cuda")[:, None]).to(dtype)
         s.requires_grad_()
@@ -141,6 +140,39 @@ def check() -> None:
         expected = _squash(x, -1)
         exact = expected, torch.autograd.grad(expected, x, upstream.double())[0]
         print("squash", dtype, errors((v, torch.autograd.grad(v, s, upstream)[0]), exact))
+
+
+def check_one(case: tuple[tuple[int, ...], Options]) -> str:
+    """In a process of its own, so that kernels are compiled side by side."""
+    shape, options = case
+    torch.manual_seed(0)
+    inputs, weight = layer(shape)
+    upstream = torch.randn(shape[0], shape[2], shape[4], device="cuda")
+    poison()
+    try:
+        found, again = (run(partial(by_triton, options=options), inputs, weight, upstream) for _ in range(2))
+    except Exception as error:  # the other cases are worth knowing
+        return f"{shape!s:28} {options!s:18} {type(error).__name__}: {error}"
+    same = all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    plain = partial(by_passes, options=options)
+    # On the processor where that does not take long: another machine's arithmetic.
+    there = "cpu" if shape[0] * shape[1] * shape[2] < 2**21 else "cuda"
+    u, w = (x.detach().to(there).double().requires_grad_() for x in (inputs, weight))
+    with passes(routing_passes):
+        expected = tuple(x.cuda() for x in run(plain, u, w, upstream.to(there).double()))
+        usual = run(plain, inputs, weight, upstream)
+    return f"{shape!s:28} {options!s:18} {errors(found, expected)} | {errors(usual, expected)} repeats: {same}"
+
+
+def check_compiled() -> None:
+    """As `torch.compile` calls it, with a captured graph as in training."""
+    inputs, weight = layer(LAYERS["MNIST, 128 images"])
+    upstream = torch.randn(128, 10, 16, device="cuda")
+    expected = run(by_triton, inputs, weight, upstream)
+    whole = torch.compile(routing.route, mode="reduce-overhead", dynamic=False)
+    for time_ in range(4):  # the first ones are not replayed
+        torch.compiler.cudagraph_mark_step_begin()
+        print(f"compiled, time {time_}, against not compiled:", errors(run(whole, inputs, weight, upstream), expected))
 
 
 def milliseconds(function: Callable[[], object], repeats: int = REPEATS) -> float:
@@ -174,7 +206,7 @@ def captured(function: Callable[[], object]) -> float:
 def ways(compiled: bool) -> dict[str, Callable]:
     found = {"Triton": by_triton, "PyTorch's passes": by_passes, "stored votes": by_votes}
     if compiled:
-        found["stored votes, compiled"] = torch.compile(by_votes, dynamic=False)
+        found["stored votes, compiled"] = torch.compile(by_votes, dynamic=False)  # graphs are captured below
     return found
 
 
@@ -188,8 +220,7 @@ def times(compiled: bool) -> None:
             inputs, weight = layer(shape)
             upstream = torch.randn(shape[0], shape[2], shape[4], device="cuda")
             both = partial(run, function, inputs, weight, upstream)
-            with torch.no_grad():
-                forward = partial(function, inputs.detach(), weight.detach())
+            forward = partial(function, inputs.detach(), weight.detach())
             module = routing_passes if way == "PyTorch's passes" else routing._passes(inputs, weight)
             try:
                 with passes(module):
@@ -245,32 +276,31 @@ def jobs(shape: tuple[int, ...], half: bool = False) -> dict[str, dict[str, Call
         all_of.totals, all_of.grads, all_of.shares, all_of.equal = [v, v], [g, g], [shares, shares], g
         return all_of.finish()
 
-    return {
-        "SHARES": {
-            "forward": lambda: t._shares(u, w, v, None, False),
-            "backward": lambda: t._shares(u, w, v, g, False),
-        },
-        "SUMS": {
-            "equal": lambda: t._add_up(u, w, None, None, None),
-            "forward": lambda: t._add_up(u, w, v, None, shares),
-            "backward": lambda: t._add_up(u, w, v, g, shares),
-        },
-        "GRADIENTS": {"backward": gradients},
+    sums = {
+        "equal": lambda: t._add_up(u, w, None, None, False),
+        "forward": lambda: t._add_up(u, w, v, None, False),
+        "backward": lambda: t._add_up(u, w, v, g, False),
     }
+    if shape[2] <= 16:
+        return {"SUMS_AT_ONCE": sums, "GRADIENTS": {"backward": gradients}}
+    found = {"forward": lambda: t._shares(u, w, v, None, False), "backward": lambda: t._shares(u, w, v, g, False)}
+    return {"SHARES": found, "SUMS": sums, "GRADIENTS": {"backward": gradients}}  # these sums find the shares, too
 
 
-def set_sizes(name: str, sizes: tuple[int, int, int, int]) -> None:
+def set_sizes(name: str, sizes: tuple[int, ...]) -> None:
     from capsnet.kernels import triton_routing as t
 
-    getattr(t, name).update(zip(("images", "columns", "num_warps", "num_stages"), sizes, strict=True))
+    sizes_of = getattr(t, name)
+    sizes_of.update(zip(sizes_of, sizes, strict=True))
 
 
-def compile_one(name: str, sizes: tuple[int, int, int, int], shape: tuple[int, ...]) -> str:
+def compile_one(name: str, sizes: tuple[int, ...]) -> str:
     """In a process of its own, so that many are compiled at once; they find their way through Triton's cache."""
     set_sizes(name, sizes)
     try:
-        for job in jobs(shape)[name].values():
-            job()
+        for shape in (LAYERS["MNIST, 128 images"], MANY):
+            for job in jobs(shape).get(name, {}).values():
+                job()
         torch.cuda.synchronize()
     except Exception as error:  # a size that the card cannot take is a result
         return f"{type(error).__name__}: {str(error).splitlines()[0][:90]}"
@@ -282,33 +312,29 @@ def variants() -> None:
 
     begin = time.perf_counter()
     tries = [(name, sizes) for name, all_of in PROGRAMS.items() for sizes in all_of]
-    shapes = [LAYERS["MNIST, 128 images"], LAYERS["MNIST, 512 images"]]
-    with ProcessPoolExecutor(12, multiprocessing.get_context("spawn")) as pool:
-        said = list(pool.map(compile_one, *zip(*((*a, shapes[0]) for a in tries), strict=True)))
+    with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn")) as pool:
+        said = list(pool.map(compile_one, *zip(*tries, strict=True)))
     print(
-        "\nMilliseconds of a kernel, by images, columns, warps, stages;"
+        "\nMilliseconds of a kernel, by images, columns, programs, warps, stages;"
         f" compiled in {time.perf_counter() - begin:.0f} s"
     )
     usual = {name: tuple(getattr(t, name).values()) for name in PROGRAMS}
-    for shape in shapes:
+    for shape in (LAYERS["MNIST, 128 images"], LAYERS["MNIST, 512 images"], LAYERS["MNIST, 2048 images"], MANY):
         all_jobs = jobs(shape)
         for (name, sizes), error in zip(tries, said, strict=True):
-            if error:
-                print(f"{shape[0]:5} {name:10} {sizes!s:18} {error}")
+            if error or name not in all_jobs:
+                if error:
+                    print(f"{shape[0]:5} {name:12} {sizes!s:24} {error}")
                 continue
             set_sizes(name, sizes)
             row = [f"{what} {captured(job):.4f}" for what, job in all_jobs[name].items()]
-            print(f"{shape[0]:5} {name:10} {sizes!s:18} {', '.join(row)}", flush=True)
+            print(f"{shape[0]:5} {name:12} {sizes!s:24} {', '.join(row)}", flush=True)
             set_sizes(name, usual[name])
-        programs = t.PROGRAMS
-        for t.PROGRAMS in AT_ONCE:
-            row = [f"{n} {what} {captured(job):.4f}" for n, of in all_jobs.items() for what, job in of.items()]
-            print(f"{shape[0]:5} PROGRAMS {t.PROGRAMS:5} {', '.join(row)}", flush=True)
-        t.PROGRAMS = programs
         row = [
             f"{n} {what} {captured(job):.4f}" for n, of in jobs(shape, half=True).items() for what, job in of.items()
         ]
-        print(f"{shape[0]:5} bfloat16 inputs {', '.join(row)}", flush=True)
+        print(f"{shape[0]:5} bfloat16 inputs: {', '.join(row)}", flush=True)
+        torch.cuda.empty_cache()
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from capsnet import kernels, routing
 from capsnet.functional import _squash, squash
 from capsnet.kernels import triton_routing, triton_squash
-from capsnet.tracing import is_batched, is_traced
 
 CASES = [  # images, input capsules, output capsules, in_dim, out_dim; iterations, leaky, detach_early
     ((20, 5, 10, 8, 16), (3, False, False)),
@@ -112,6 +111,27 @@ def half_precision_passes():
     assert_near(outcomes[0], [x.double() for x in outcomes[1]], 1e-6)
 
 
+def compiled():
+    """A compiled function calls it as one operation."""
+    inputs, weight = (x.requires_grad_() for x in layer(5, 3, 10, 4, 6))
+    torch.library.opcheck(routing._route, (inputs, weight, 2, True, False))
+
+    def function(inputs, weight):
+        return routing.route(2 * inputs, weight, 2, leaky=True).square().sum()
+
+    seen = []
+
+    def note(graph, _):
+        seen.extend(node.target for node in graph.graph.nodes)
+        return graph
+
+    expected = torch.autograd.grad(function(inputs, weight), (inputs, weight))
+    for backend in (note, "aot_eager"):
+        out = torch.compile(function, backend=backend, fullgraph=True)(inputs, weight)
+        assert_near(torch.autograd.grad(out, (inputs, weight)), [x.double() for x in expected], 1e-6)
+    assert routing._route in seen or torch.ops.capsnet.route.default in seen, seen
+
+
 class Largest(TorchDispatchMode):
     elements = 0
 
@@ -134,7 +154,8 @@ def memory():
     for module, names in ((triton_routing, ("_shares", "_sums", "_gradients")), (triton_squash, ("",))):
         for name in names:
             setattr(module, f"{name}_kernel", Nothing())
-    triton_routing.PROGRAMS = 1000
+    triton_routing.SUMS["programs"] = triton_routing.SUMS_AT_ONCE["programs"] = 1000
+    triton_routing.SUMS_AT_ONCE["columns"] = 256
     triton_routing.GRADIENTS["images"] = 64
     for shape in ((32, 640, 40, 8, 16), (128, 640, 10, 8, 16)):
         inputs, weight = (x.requires_grad_() for x in layer(*shape))
@@ -190,12 +211,9 @@ def pretend():
     """That this processor is a graphics card, and that few numbers are many: all that is cut is cut."""
     torch.set_num_threads(1)
     kernels.library = lambda: None
-    kernels.fit_triton = lambda *tensors: (
-        not is_traced() and all(x.dtype in kernels._TYPES and not is_batched(x) for x in tensors)
-    )
-    for sizes in (triton_routing.SHARES, triton_routing.SUMS, triton_routing.GRADIENTS):
-        sizes.update(images=16, columns=64)
-    triton_routing.PROGRAMS = 4
+    kernels.suit_triton = lambda *tensors: all(x.dtype in kernels._TYPES for x in tensors)
+    for sizes in (triton_routing.SHARES, triton_routing.SUMS, triton_routing.SUMS_AT_ONCE, triton_routing.GRADIENTS):
+        sizes.update(images=16, columns=64, programs=4)
 
 
 if __name__ == "__main__":

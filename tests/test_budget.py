@@ -59,7 +59,6 @@ def test_steps_are_timed_as_they_will_be_done(tiny, monkeypatch):
     """At their batch size, and as many in all as decide whether they are compiled; a pause in each is seen."""
     asked = []
     monkeypatch.setattr(budget, "TIMED", 1)
-    monkeypatch.setattr(budget, "WARM_UP", 1)  # of three steps an epoch two are done
     training_loss = training.training_loss
 
     def slow(model, device, steps):

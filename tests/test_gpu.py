@@ -185,7 +185,7 @@ def test_evaluation_counts_as_on_the_cpu(device, digits, model):
 def test_a_run_that_is_killed_and_resumed_ends_where_it_would_have(
     device, graphed, digits, tmp_path, monkeypatch, pairs
 ):
-    monkeypatch.setattr(training, "worth_a_graph", lambda *_: graphed)
+    monkeypatch.setattr(training, "worth_at_once", lambda *_: 2 if graphed else 1)
     data = PairSet(digits.select(slice(64)), 64, max_shift=1) if pairs else digits.select(slice(64))
     recipe = capsnet.Recipe(epochs=3, batch_size=16, max_shift=1, ema_decay=0.9, rotation=10.0, warmup=0.3)
 
@@ -220,7 +220,7 @@ def test_a_graph_of_a_step_trains_as_the_step_does(device, digits, monkeypatch, 
     recipe = capsnet.Recipe(epochs=3, batch_size=32, ema_decay=0.9, rotation=10.0, warmup=0.2, weight_decay=0.01)
     curves = []
     for graphed in (False, True):
-        monkeypatch.setattr(training, "worth_a_graph", lambda *_, graphed=graphed: graphed)
+        monkeypatch.setattr(training, "worth_at_once", lambda *_, graphed=graphed: 4 if graphed else 1)
         curves.append(capsnet.fit(small(in_shape=data.image_shape), data, recipe, device=device, progress=False))
     for plain, replayed in zip(*curves, strict=True):
         assert replayed["loss_mean"] == pytest.approx(plain["loss_mean"], rel=0.02)  # bfloat16

@@ -30,7 +30,7 @@ def test_routing_is_that_of_float64():
 
 
 def test_routing_by_all_who_ask_for_it():
-    interpret("public_function", "huge_and_none", "half_precision_passes", "memory")
+    interpret("public_function", "huge_and_none", "half_precision_passes", "compiled", "memory")
 
 
 def test_squash_is_that_of_float64():

@@ -11,12 +11,13 @@ the outputs so far. One iteration is therefore a function of the small ``V`` alo
 A temperature multiplies the logits, which is to multiply ``V``.
 
 Each iteration is a pass over the weight as it is stored, which keeps votes for a few capsules and images at a time; the
-backward pass recomputes what it needs and keeps only the sums ``s``. The passes exist twice: in C (`capsnet.kernels`)
-and in PyTorch (`capsnet.routing_passes`). Each has its own layout, in which the numbers of a capsule lie along ``DIM``.
+backward pass recomputes what it needs and keeps only the sums ``s``. The passes exist three times: in C and in Triton
+(`capsnet.kernels`), and in PyTorch (`capsnet.routing_passes`). Each has its own layout, in which the numbers of a
+capsule lie along ``DIM``.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import torch
 from jaxtyping import Float
@@ -26,7 +27,7 @@ from capsnet import kernels, routing_passes
 from capsnet.functional import squash
 from capsnet.kernels import routing as compiled_passes
 from capsnet.routing_passes import softmax
-from capsnet.tracing import is_traced
+from capsnet.tracing import is_compiled, is_traced
 
 _FEW_VOTES = 2**22  # 16 MiB
 
@@ -54,8 +55,8 @@ def route(
             of that size leave the couplings even.
 
     Half precision is routed in float32, also under autocast. Memory beyond the arguments and their gradients is that
-    of the logits or less, but for small batches. Under ``torch.compile``, export and ``torch.func``, and where they are
-    few, the votes are stored.
+    of the logits or less, but for small batches. Under export, ``torch.func`` and, without Triton's kernels,
+    ``torch.compile``, and where they are few, the votes are stored.
     """
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
@@ -68,7 +69,9 @@ def route(
     precise = torch.promote_types(dtype, torch.float32)
     with _no_autocast(inputs):
         inputs, weight = inputs.to(precise), weight.to(precise)
-        if is_traced() or _better_stored(inputs, weight):
+        if is_compiled() and kernels.suit_triton(inputs, weight):
+            capsules = _route(inputs, weight, iterations, leaky, detach_early, temperature)[0]
+        elif is_traced() or _better_stored(inputs, weight):
             capsules = _procedure(inputs, weight, iterations, leaky, detach_early, temperature)
         else:
             capsules = _Routing.apply(inputs, weight, iterations, leaky, detach_early, temperature)
@@ -189,6 +192,10 @@ def _procedure_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _squash_backward(s: Tensor, grad: Tensor, dim: int) -> Tensor:
+    if kernels.fit_triton(s, grad):
+        from capsnet.kernels import triton_squash  # imports Triton
+
+        return triton_squash.squash_backward(s, grad)
     with torch.enable_grad():
         s = s.detach().requires_grad_()
         return torch.autograd.grad(squash(s, dim), s, grad)[0]
@@ -208,3 +215,51 @@ def _better_stored(inputs: Float[Tensor, "b i d"], weight: Float[Tensor, "j i d 
     if kernels.fit(inputs, weight):
         return len(inputs) < 8 and votes <= _FEW_VOTES
     return votes <= 2 * routing_passes.chunk_size(inputs) * inputs.shape[2]
+
+
+@torch.library.custom_op("capsnet::route", mutates_args=())
+def _route(
+    inputs: Tensor, weight: Tensor, iterations: int, leaky: bool, detach_early: bool, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """`_Routing` as one operation, into which `torch.compile` does not look. Returns the sums, too."""
+    saved: list[Tensor] = []
+    ctx = SimpleNamespace(save_for_backward=lambda *tensors: saved.extend(tensors))
+    with torch.no_grad():
+        v = _Routing.forward(ctx, inputs, weight, iterations, leaky, detach_early, temperature)
+        return v, torch.stack(saved[2:])
+
+
+@torch.library.custom_op("capsnet::route_backward", mutates_args=())
+def _route_backward(
+    grad: Tensor, inputs: Tensor, weight: Tensor, sums: Tensor, leaky: bool, detach_early: bool, temperature: float
+) -> tuple[Tensor, Tensor]:
+    ctx = SimpleNamespace(saved_tensors=(inputs, weight, *sums), options=(len(sums), leaky, detach_early, temperature))
+    with torch.no_grad():
+        grad_inputs, grad_weight = _Routing.backward(ctx, grad)[:2]
+    assert grad_inputs is not None
+    assert grad_weight is not None
+    return grad_inputs, grad_weight
+
+
+@_route.register_fake
+def _(inputs, weight, iterations, leaky, detach_early, temperature):
+    v = inputs.new_empty(inputs.shape[0], weight.shape[0], weight.shape[3])
+    return v, v.new_empty(iterations, *v.shape)
+
+
+@_route_backward.register_fake
+def _(grad, inputs, weight, sums, leaky, detach_early, temperature):
+    return inputs.new_empty(inputs.shape), weight.new_empty(weight.shape)
+
+
+def _route_keeps(ctx, inputs, output) -> None:
+    *arguments, _, leaky, detach_early, temperature = inputs
+    ctx.save_for_backward(*arguments, output[1])
+    ctx.options = leaky, detach_early, temperature
+
+
+def _route_goes_back(ctx, grad, _) -> tuple[Tensor | None, ...]:
+    return *_route_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
+
+
+_route.register_autograd(_route_goes_back, setup_context=_route_keeps)

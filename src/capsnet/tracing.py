@@ -15,6 +15,11 @@ def is_traced() -> bool:
     return getattr(torch._C, "_are_functorch_transforms_active", lambda: False)()
 
 
+def is_compiled() -> bool:
+    """Whether `torch.compile` is looking, which can be given operations of ours; an exporter wants PyTorch's."""
+    return torch.compiler.is_dynamo_compiling() and not getattr(torch.compiler, "is_exporting", lambda: False)()
+
+
 def is_batched(x: Tensor) -> bool:
     """Whether it stands for several tensors: in ``torch.autograd.grad(..., is_grads_batched=True)``."""
     asked = getattr(torch._C, "_functorch", None)

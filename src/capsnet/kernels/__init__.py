@@ -61,23 +61,36 @@ def fit(*tensors: Tensor) -> bool:
     )
 
 
-@lru_cache(maxsize=8)
-def _has_triton(device: torch.device) -> bool:
-    """Whether Triton can make kernels for this graphics card: it wants a C compiler, and the kernels tensor cores."""
-    there = find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
-    return there and torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+@lru_cache(maxsize=1)
+def _has_triton() -> bool:
+    """Whether Triton can make kernels here: it wants a C compiler."""
+    there = find_spec("triton") is not None and torch.version.cuda is not None
+    return there and any(map(shutil.which, ("cc", "gcc", "clang")))
+
+
+@torch.compiler.assume_constant_result
+def _multiplies(card: int | None) -> bool:
+    """Whether Triton can make kernels for this graphics card, and it has the matrix units that ours want."""
+    return _has_triton() and torch.cuda.get_device_capability(card) >= (8, 0)
+
+
+def suit_triton(*tensors: Tensor) -> bool:
+    """Whether Triton's kernels can take tensors like these: float32 or half precision, on one graphics card, capsules
+    short enough for its registers."""
+    return (
+        all(t.device.type == "cuda" and t.device == tensors[0].device and t.dtype in _TYPES for t in tensors)
+        and all(t.layout == torch.strided and t.dim() > 0 for t in tensors)
+        and all(0 < t.numel() < 2**31 and t.shape[-1] <= _LONGEST for t in tensors)
+        and _multiplies(tensors[0].device.index)
+    )
 
 
 def fit_triton(*tensors: Tensor) -> bool:
-    """Whether Triton's kernels can take these: ordinary tensors on one graphics card, of capsules short enough for its
-    registers, float32 or half precision."""
+    """Whether Triton's kernels can take these, which nobody traces or transforms."""
     return (
         not is_traced()
-        and all(t.device.type == "cuda" and t.dtype in _TYPES and t.layout == torch.strided for t in tensors)
+        and suit_triton(*tensors)
         and all(type(t) in (Tensor, nn.Parameter) and not is_batched(t) for t in tensors)
-        and all(t.dim() and 0 < t.numel() < 2**31 and t.shape[-1] <= _LONGEST for t in tensors)
-        and len({t.device for t in tensors}) == 1
-        and _has_triton(tensors[0].device)
     )
 
 

@@ -1,9 +1,9 @@
 """Passes of routing for NVIDIA's graphics cards, in Triton; `capsnet.routing` says what the passes are for.
 
-Every kernel looks at a block of images, a few output capsules and one input capsule at a time. Their votes are one
-small matrix product, whose result stays in registers. As in attention, whose softmax is cut into tiles the same way, a
-first kernel finds what the couplings of an input capsule have in common: the largest of its logits, and the sum of the
-exponentials. A second one needs a few output capsules only, and adds up their votes.
+Every kernel looks at a block of images, a tile of output capsules and one input capsule at a time. Their votes are one
+small matrix product, whose result stays in registers. Where one tile is not enough, the softmax is cut as it is in
+attention: a first kernel finds what the couplings of an input capsule share, which is the largest of its logits and the
+sum of the exponentials, and the others then need the output capsules of their tile alone.
 
 Nothing is added by atomic operations: where several programs contribute to a sum, each has a slice of its own, and
 results repeat bit for bit. All tensors have the layout that the user knows: ``u`` is ``(batch, in_capsules, in_dim)``,
@@ -23,12 +23,14 @@ from torch import Tensor
 
 DIM = -1  # of a capsule's numbers, in the layout of the output capsules
 
-# Sizes of a program: images, columns (output capsules times their numbers), warps, stages of the pipeline of loads.
-SHARES = {"images": 64, "columns": 64, "num_warps": 8, "num_stages": 2}
-SUMS = {"images": 64, "columns": 64, "num_warps": 8, "num_stages": 2}
-GRADIENTS = {"images": 64, "columns": 32, "num_warps": 4, "num_stages": 2}
-PROGRAMS = 4 * 132  # as many as keep the largest cards busy
+# Of each kernel's programs: images, columns (output capsules times their numbers), how many to aim at (as many as a
+# large card runs at once), warps, stages of the pipeline that loads.
+SHARES = {"images": 64, "columns": 64, "programs": 264, "num_warps": 8, "num_stages": 2}
+SUMS = {"images": 64, "columns": 64, "programs": 264, "num_warps": 8, "num_stages": 2}
+SUMS_AT_ONCE = {"images": 64, "columns": 256, "programs": 132, "num_warps": 8, "num_stages": 1}  # one tile is enough
+GRADIENTS = {"images": 64, "columns": 32, "programs": 264, "num_warps": 4, "num_stages": 1}
 _FEW_PARTS = 8
+_LARGEST = 2**14  # numbers of a product's factor, which have to fit into the memory that a program's threads share
 
 
 def arrange_inputs(inputs: Float[Tensor, "b i d"]) -> Float[Tensor, "b i d"]:
@@ -52,8 +54,8 @@ def sum_votes(
 ) -> Float[Tensor, "b j e"]:
     """``Σ_i c û``, with the couplings that follow from ``total``; without it, all are equal."""
     if total is None:
-        return _add_up(u, weight, None, None, None).div_(len(weight) + leaky)
-    return _add_up(u, weight, total, None, _shares(u, weight, total, None, leaky))
+        return _add_up(u, weight, None, None, leaky)[0].div_(len(weight) + leaky)
+    return _add_up(u, weight, total, None, leaky)[0]
 
 
 class Gradients:
@@ -81,11 +83,15 @@ class Gradients:
         if total is None:
             self.equal = grad / (len(self.weight) + self.leaky)
             return None
-        shares = _shares(self.u, self.weight, total, grad, self.leaky)
         self.totals.append(total)
         self.grads.append(grad)
+        if self.constant:
+            self.shares.append(_shares(self.u, self.weight, total, None, self.leaky))
+            return None
+        grad_total, shares = _add_up(self.u, self.weight, total, grad, self.leaky)
+        assert shares is not None
         self.shares.append(shares)
-        return None if self.constant else _add_up(self.u, self.weight, total, grad, shares)
+        return grad_total
 
     def finish(self) -> tuple[Float[Tensor, "b i d"], Float[Tensor, "j i d e"]]:
         u, weight = self.u, self.weight
@@ -93,7 +99,7 @@ class Gradients:
         totals, grads, shares = (torch.stack(x) if x else None for x in (self.totals, self.grads, self.shares))
         grad_u = u.new_empty(u.shape, dtype=torch.float32)
         grad_weight = weight.new_empty(blocks, *weight.shape)
-        per, splits = _cut(u.shape[1], blocks)
+        per, splits = _cut(u.shape[1], GRADIENTS["programs"] // blocks)
         flags = {"TOTALS": len(self.totals), "EQUAL": self.equal is not None, "CONSTANT": self.constant}
         with torch.cuda.device_of(u):
             _gradients_kernel[(splits, blocks)](
@@ -109,10 +115,10 @@ def _shares(
     grad: Float[Tensor, "b j e"] | None,
     leaky: bool,
 ) -> Float[Tensor, "3 b i"]:
-    """What the couplings of an input capsule have in common: the largest logit, what the exponentials are multiplied
-    by, and with ``grad`` the mean of ``grad c``, weighted by the couplings."""
+    """What the couplings of an input capsule share: the largest logit, the factor of the exponentials, and with
+    ``grad`` the mean of ``grad c``, weighted by the couplings."""
     sizes, _, blocks, options = _sizes(u, weight, SHARES)
-    per, splits = _cut(u.shape[1], blocks)
+    per, splits = _cut(u.shape[1], SHARES["programs"] // blocks)
     shares = u.new_empty(3, *u.shape[:2], dtype=torch.float32)
     with torch.cuda.device_of(u):
         _shares_kernel[(splits, blocks)](
@@ -126,19 +132,28 @@ def _add_up(
     weight: Float[Tensor, "j i d e"],
     total: Float[Tensor, "b j e"] | None,
     grad: Float[Tensor, "b j e"] | None,
-    shares: Float[Tensor, "3 b i"] | None,
-) -> Float[Tensor, "b j e"]:
-    """``Σ_i c û``, with ``grad`` ``Σ_i grad b · û``, and without ``total`` ``Σ_i û``."""
-    sizes, tiles, blocks, options = _sizes(u, weight, SUMS)
+    leaky: bool,
+) -> tuple[Float[Tensor, "b j e"], Tensor | None]:
+    """``Σ_i c û``, with ``grad`` ``Σ_i grad b · û`` and the shares, and without ``total`` ``Σ_i û``."""
     j, i, _, e = weight.shape
+    program = SUMS_AT_ONCE
+    sizes, tiles, blocks, options = _sizes(u, weight, program)
+    at_once = tiles == 1
+    if not at_once:
+        program = SUMS
+        sizes, tiles, blocks, options = _sizes(u, weight, program)
+    shares = None
+    if total is not None and not at_once:
+        shares = _shares(u, weight, total, grad, leaky)
+    elif grad is not None:
+        shares = u.new_empty(3, len(u), i, dtype=torch.float32)
     # All parts together are never more than the logits, unless those are few.
-    per, splits = _cut(i, blocks * tiles, max(_FEW_PARTS, i // e))
+    per, splits = _cut(i, min(program["programs"] // (blocks * tiles), max(_FEW_PARTS, i // e)))
     parts = weight.new_empty(splits, len(u), j, e)
+    flags = {"EQUAL": total is None, "GRAD": grad is not None, "AT_ONCE": at_once, "LEAKY": leaky}
     with torch.cuda.device_of(u):
-        _sums_kernel[(splits, blocks, tiles)](
-            u, weight, total, grad, shares, parts, per, *sizes, EQUAL=total is None, GRAD=grad is not None, **options
-        )
-    return _sum(parts)
+        _sums_kernel[(splits, blocks, tiles)](u, weight, total, grad, shares, parts, per, *sizes, **flags, **options)
+    return _sum(parts), shares
 
 
 def _sum(parts: Tensor) -> Tensor:
@@ -148,15 +163,17 @@ def _sum(parts: Tensor) -> Tensor:
 def _sizes(u: Tensor, weight: Tensor, program: dict) -> tuple[tuple[int, ...], int, int, dict]:
     """Sizes of the tensors, tiles of output capsules, blocks of images, and the options of a kernel."""
     (batch, i, d), (j, _, _, e) = u.shape, weight.shape
-    block_e, block_d = _power_of_2(e), max(4, _power_of_2(d))
-    block_j = max(1, min(program["columns"] // block_e, _power_of_2(j)), 16 // block_e)
+    parts = 4 if u.dtype == torch.float32 else 2
+    block_e, block_d = _power_of_2(e), max(16 // parts, _power_of_2(d))
+    columns = min(program["columns"], _LARGEST // (parts * block_d))
+    block_j = max(1, min(columns // block_e, _power_of_2(j)), 16 // block_e)
     block_b = max(16, min(program["images"], _power_of_2(batch)))
     options = {
-        "PARTS": 4 if u.dtype == torch.float32 else 2,
+        "PARTS": parts,
         "BLOCK_B": block_b,
         "BLOCK_J": block_j,
         "BLOCK_E": block_e,
-        "BLOCK_D": block_d if u.dtype == torch.float32 else max(8, block_d),
+        "BLOCK_D": block_d,
         "num_warps": program["num_warps"],
         "num_stages": program["num_stages"],
     }
@@ -167,9 +184,9 @@ def _power_of_2(least: int) -> int:
     return 1 << (least - 1).bit_length()
 
 
-def _cut(capsules: int, programs: int, most: int = PROGRAMS) -> tuple[int, int]:
-    """Input capsules for each program, and into how many parts that cuts them, for so many programs for each part."""
-    per = -(-capsules // max(1, min(most, PROGRAMS // programs)))
+def _cut(capsules: int, parts: int) -> tuple[int, int]:
+    """How many input capsules each part has, and into how many parts that cuts them."""
+    per = -(-capsules // max(1, parts))
     return per, -(-capsules // per)
 
 
@@ -236,7 +253,7 @@ def _couplings(agreement, shares, b, i, B, I):
     return tl.exp(tl.minimum(agreement - top[:, None], 0)) * scale[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("per", "B", "I"))
 @no_type_check
 def _shares_kernel(
     u, weight, total, grad, shares, per, B, I,
@@ -272,11 +289,12 @@ def _shares_kernel(
             tl.store(shares + (2 * B + b) * I + i, mean / rest, mask=b < B)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("per", "B", "I"))
 @no_type_check
 def _sums_kernel(
     u, weight, total, grad, shares, parts, per, B, I,
-    J: tl.constexpr, D: tl.constexpr, E: tl.constexpr, EQUAL: tl.constexpr, GRAD: tl.constexpr, PARTS: tl.constexpr,
+    J: tl.constexpr, D: tl.constexpr, E: tl.constexpr, PARTS: tl.constexpr,
+    EQUAL: tl.constexpr, GRAD: tl.constexpr, AT_ONCE: tl.constexpr, LEAKY: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -296,16 +314,37 @@ def _sums_kernel(
         if EQUAL:
             s += votes
         else:
-            factor = _couplings(_agreement(votes, v, BLOCK_B, BLOCK_J, BLOCK_E), shares, b, i, B, I)
+            factor = _agreement(votes, v, BLOCK_B, BLOCK_J, BLOCK_E)
+            if AT_ONCE:
+                factor = tl.where(tl.arange(0, BLOCK_J)[None, :] < J, factor, float("-inf"))
+                top = tl.max(factor, 1)
+                if LEAKY:
+                    top = tl.maximum(top, 0)
+                factor = tl.exp(factor - top[:, None])
+                rest = tl.sum(factor, 1)
+                if LEAKY:
+                    rest += tl.exp(-top)
+                scale = 1 / rest
+                factor *= scale[:, None]
+            else:
+                factor = _couplings(factor, shares, b, i, B, I)
             if GRAD:
-                mean = tl.load(shares + (2 * B + b) * I + i, mask=b < B, other=0)
-                factor *= _agreement(votes, g, BLOCK_B, BLOCK_J, BLOCK_E) - mean[:, None]
+                grad_c = _agreement(votes, g, BLOCK_B, BLOCK_J, BLOCK_E)
+                if AT_ONCE:
+                    mean = tl.sum(factor * grad_c, 1)
+                    tl.store(shares + b * I + i, top, mask=b < B)
+                    tl.store(shares + (B + b) * I + i, scale, mask=b < B)
+                    tl.store(shares + (2 * B + b) * I + i, mean, mask=b < B)
+                else:
+                    mean = tl.load(shares + (2 * B + b) * I + i, mask=b < B, other=0)
+                factor *= grad_c - mean[:, None]
             s += _times(factor, votes, BLOCK_B, BLOCK_J, BLOCK_E)
     there = (b[:, None] < B) & (j[None, :] < J) & (e[None, :] < E)
-    tl.store(parts + ((tl.program_id(0) * B + b[:, None]) * J + j[None, :]) * E + e[None, :], s, mask=there)
+    part = tl.program_id(0).to(tl.int64)
+    tl.store(parts + ((part * B + b[:, None]) * J + j[None, :]) * E + e[None, :], s, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("per", "B", "I"))
 @no_type_check
 def _gradients_kernel(
     u, weight, totals, grads, equal, shares, grad_u, grad_weight, per, B, I,

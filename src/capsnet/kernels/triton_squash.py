@@ -21,12 +21,12 @@ _NUMBERS = 2048  # that one program squashes
 
 def squash(s: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Squashed vectors."""
-    return _run(s, None)
+    return _run(s.contiguous(), None)
 
 
 def squash_backward(s: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The gradient for ``s``."""
-    return _run(s, grad.contiguous())
+    return _run(s.contiguous(), grad.contiguous())
 
 
 def _run(s: Tensor, grad: Tensor | None) -> Tensor:
@@ -41,7 +41,7 @@ def _run(s: Tensor, grad: Tensor | None) -> Tensor:
     return to
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows",))
 @no_type_check
 def _kernel(
     s, grad, to, rows, DIM: tl.constexpr, GRAD: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr
