@@ -9,7 +9,7 @@ from learning import PullThePlug, patched, small
 import capsnet
 from capsnet import callbacks, devices, runs, training
 from capsnet.batches import Batches
-from capsnet.convolution import conv2d
+from capsnet.convolution import columns_conv2d, conv2d
 from capsnet.data import PairSet
 from capsnet.functional import lengths, squash
 from capsnet.routing import _procedure, route
@@ -122,15 +122,41 @@ def test_convolution_is_that_of_float64(device, sizes, stride):
         )
 
 
+@DEVICES
+@pytest.mark.parametrize(
+    ("sizes", "stride"), [((6, 1, 28, 28, 32, 9), 1), ((3, 3, 15, 17, 5, 4), 2), ((1, 2, 5, 5, 1, 5), 1)], ids=str
+)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_convolution_by_columns_is_that_of_float64(device, sizes, stride, has_bias):
+    batch, channels, height, width, out, kernel = sizes
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, channels, height, width, generator=generator)
+    weight = torch.randn(out, channels, kernel, kernel, generator=generator) / 9
+    bias = [torch.randn(out, generator=generator)] if has_bias else []
+    rows, columns = ((side - kernel) // stride + 1 for side in (height, width))
+    grad = torch.randn(batch, out, rows, columns, generator=generator)
+
+    def by_columns(weight, bias=None):
+        y = columns_conv2d(x.to(weight), weight, bias, stride, weight.dtype)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        return y
+
+    def exact(weight, bias=None):
+        return torch.nn.functional.conv2d(x.to(weight), weight, bias, stride)
+
+    assert_as_precise(by_columns, [weight, *bias], grad, device, bound=1e-5, exact=exact)
+
+
 SHIFTS = capsnet.Recipe(batch_size=100)
 AFFINE = capsnet.Recipe(batch_size=100, rotation=10.0, scale=0.1, shear=0.1)
 ALL = replace(AFFINE, elastic=1.0, crop=24)
 
 
 def batches(data, recipe, device):
+    """As bytes: a GPU divides them by 255 through a product, whose last bit may be another."""
     made = Batches(data, None, recipe)
     made.move_to(torch.device(device))
-    return [made.train_batch(epoch, step) for epoch, step in ((0, 0), (0, 5), (1, 6))]  # the last one is smaller
+    return [made.raw_batch(epoch, step) for epoch, step in ((0, 0), (0, 5), (1, 6))]  # the last one is smaller
 
 
 @ON_GPU
@@ -153,7 +179,7 @@ def test_other_augmentation_is_that_of_the_cpu_but_for_rounding(device, digits, 
         if recipe.crop and isinstance(data, PairSet):
             continue
         for there, here in zip(batches(data, recipe, device), batches(data, recipe, "cpu"), strict=True):
-            differences = (there.images.cpu() - here.images).abs() * 255
+            differences = (there.images.cpu().float() - here.images.float()).abs()
             assert differences.max() < (1.01 if data is digits else 2.01)  # a grey value of each digit
             assert (differences > 0.5).float().mean() < 0.001
             assert there.labels.cpu().equal(here.labels)

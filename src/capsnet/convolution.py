@@ -45,7 +45,11 @@ def conv2d(
             return y.relu_() if relu else y
         if direct_wins(x, weight):
             return direct_conv2d(x, weight, bias, stride, padding, relu)
-    if x.device.type == "cuda" and torch.is_autocast_enabled("cuda"):  # half as much to lay out anew
+    if x.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
+        if columns_win(x, weight, padding):
+            y = columns_conv2d(x, weight, bias, stride, torch.get_autocast_dtype("cuda"))
+            return y.relu() if relu else y
+        # Half as much to lay out anew.
         x, weight = (t.to(torch.get_autocast_dtype("cuda")) for t in (x, weight))
     if plain or x.device.type == "cuda":  # another layout would be converted, and back again
         ordered = kept.get(weight, "ordered", lambda: _ordered(weight, weight)) if kept and plain else None
@@ -94,6 +98,32 @@ def spectral_wins(x: torch.Size, weight: torch.Size, stride: int, padding: int) 
 
 
 # ---------------------------------------------------------------------------------------------- few input channels
+
+
+def columns_win(x: Tensor, weight: Tensor, padding: int) -> bool:
+    """Whether `columns_conv2d` is quicker than cuDNN's convolution, which leaves most of a matrix unit idle.
+
+    For MNIST's Conv1 at batch 128, cuDNN's took 0.41 of 2.2 milliseconds of a training step (H200, 2026-11-27).
+    """
+    return weight[0].numel() <= 256 and weight.shape[1] <= 3 and padding == 0 and not x.requires_grad
+
+
+def columns_conv2d(x: Image, weight: Kernel, bias: Bias | None, stride: int, dtype: torch.dtype) -> Result:
+    """``F.conv2d`` as one product of matrices: a row for each pixel of the result, a column for each tap.
+
+    One more column, of ones, adds the bias; zeros fill up to a multiple of eight, as tensor cores want. The result is
+    channels last.
+    """
+    out, _, kh, kw = weight.shape
+    windows = x.unfold(2, kh, stride).unfold(3, kw, stride).permute(0, 2, 3, 1, 4, 5)  # (B, rows, columns, C, kh, kw)
+    batch, rows, width = windows.shape[:3]
+    taps = weight[0].numel()
+    columns = x.new_zeros(batch, rows, width, 8 * (taps // 8 + 1), dtype=dtype)
+    columns[..., :taps].unflatten(3, weight.shape[1:]).copy_(windows)
+    columns[..., taps] = 1
+    terms = [weight.flatten(1), (weight.new_zeros(out) if bias is None else bias)[:, None]]
+    matrix = torch.nn.functional.pad(torch.cat(terms, dim=1), (0, columns.shape[3] - taps - 1)).to(dtype)
+    return (columns.flatten(0, 2) @ matrix.T).unflatten(0, (batch, rows, width)).permute(0, 3, 1, 2)
 
 
 def direct_wins(x: Tensor, weight: Tensor) -> bool:
