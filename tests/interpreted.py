@@ -12,20 +12,20 @@ from capsnet import kernels, routing
 from capsnet.functional import _squash, squash
 from capsnet.kernels import triton_routing, triton_squash
 
-CASES = [  # images, input capsules, output capsules, in_dim, out_dim; iterations, leaky, detach_early
-    ((20, 3, 10, 8, 16), (3, False, False)),
-    ((17, 3, 10, 8, 16), (2, True, True)),
-    ((1, 1, 1, 8, 16), (1, False, False)),
-    ((1, 1, 1, 8, 16), (2, True, False)),
-    ((3, 7, 5, 4, 6), (4, True, False)),
-    ((3, 7, 5, 4, 6), (3, False, True)),
-    ((17, 3, 20, 1, 1), (3, False, False)),
-    ((5, 4, 3, 5, 5), (2, False, False)),
-    ((5, 4, 3, 5, 5), (1, True, False)),
-    ((33, 3, 7, 6, 8), (3, True, False)),
-    ((1, 11, 2, 8, 16), (2, False, False)),
-    ((4, 3, 3, 16, 32), (3, False, False)),
-    ((2, 1, 196, 8, 16), (2, False, False)),
+CASES = [  # images, input capsules, output capsules, in_dim, out_dim; iterations, leaky, detach_early, temperature
+    ((20, 3, 10, 8, 16), (3, False, False, 1.0)),
+    ((17, 3, 10, 8, 16), (2, True, True, 1.0)),
+    ((1, 1, 1, 8, 16), (1, False, False, 10.0)),
+    ((1, 1, 1, 8, 16), (2, True, False, 1.0)),
+    ((3, 7, 5, 4, 6), (4, True, False, 1.0)),
+    ((3, 7, 5, 4, 6), (3, False, True, 10.0)),
+    ((17, 3, 20, 1, 1), (3, False, False, 1.0)),
+    ((5, 4, 3, 5, 5), (2, False, False, 1.0)),
+    ((5, 4, 3, 5, 5), (1, True, False, 10.0)),
+    ((33, 3, 7, 6, 8), (3, True, False, 1.0)),
+    ((1, 11, 2, 8, 16), (2, False, False, 1.0)),
+    ((4, 3, 3, 16, 32), (3, False, False, 10.0)),
+    ((2, 1, 196, 8, 16), (2, False, False, 1.0)),
 ]
 
 
@@ -91,7 +91,7 @@ def public_function():
 def huge_and_none():
     for scale in (0.0, 1e-20, 1e15):
         inputs, weight = layer(5, 3, 3, 4, 6)
-        assert all(x.isfinite().all() for x in run(scale * inputs, weight, 2, False, False))
+        assert all(x.isfinite().all() for x in run(scale * inputs, weight, 2, False, False, 1.0))
     inputs[3, 2, 1] = torch.nan
     out = routing.route(inputs, weight)
     assert out[3].isnan().all()
@@ -111,10 +111,22 @@ def half_precision_passes():
     assert_near(outcomes[0], [x.double() for x in outcomes[1]], 1e-6)
 
 
+    # What `route` is given under autocast: it takes them as they are, and hands gradients of their kind back.
+    upstream, found = torch.randn(18, 10, 16, generator=generator(4)), []
+    for u in (inputs, inputs.float()):
+        arguments = [u.clone().requires_grad_(), weight.clone().requires_grad_()]
+        out = routing.route(*arguments, temperature=3.0)
+        assert out.dtype == torch.float32
+        found.append([out, *torch.autograd.grad(out, arguments, upstream)])
+    assert found[0][1].dtype == torch.bfloat16
+    for half, whole, tolerance in zip(*found, (1e-6, 0.005, 1e-6), strict=True):
+        assert_near([half], [whole.double()], tolerance)
+
+
 def compiled():
     """A compiled function calls it as one operation."""
     inputs, weight = (x.requires_grad_() for x in layer(5, 3, 10, 4, 6))
-    torch.library.opcheck(routing._route, (inputs, weight, 2, True, False))
+    torch.library.opcheck(routing._route, (inputs, weight, 2, True, False, 10.0))
 
     def function(inputs, weight):
         return routing.route(2 * inputs, weight, 2, leaky=True).square().sum()

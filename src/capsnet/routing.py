@@ -68,7 +68,9 @@ def route(
     dtype = torch.promote_types(inputs.dtype, weight.dtype)
     precise = torch.promote_types(dtype, torch.float32)
     with _no_autocast(inputs):
-        inputs, weight = inputs.to(precise), weight.to(precise)
+        weight = weight.to(precise)
+        if not (precise == torch.float32 and kernels.suit_triton(inputs, weight)):  # Triton's passes widen them
+            inputs = inputs.to(precise)
         if is_compiled() and kernels.suit_triton(inputs, weight):
             capsules = _route(inputs, weight, iterations, leaky, detach_early, temperature)[0]
         elif is_traced() or _better_stored(inputs, weight):
@@ -104,7 +106,7 @@ def _procedure(
     inputs: Tensor, weight: Tensor, iterations: int, leaky: bool, detach_early: bool, temperature: float
 ) -> Tensor:
     """Procedure 1 as the paper has it, with the votes: for compilers and transforms, and where the votes are small."""
-    votes = torch.einsum("bid,jide->bjie", inputs, weight).contiguous()
+    votes = torch.einsum("bid,jide->bjie", inputs.to(weight.dtype), weight).contiguous()
     early = votes.detach() if detach_early else votes
     logits = votes.new_zeros(votes.shape[:3])
     for _ in range(iterations - 1):
@@ -164,7 +166,8 @@ class _Routing(torch.autograd.Function):
                 grad_total = grad_total + more
                 grad_v = temperature * grad_total  # only the last output is returned; earlier ones are in totals
             grad_u, grad_weight = gradients.finish()
-        return passes.restore_inputs(grad_u, len(inputs)), grad_weight, None, None, None, None
+        grad_inputs = passes.restore_inputs(grad_u, len(inputs)).to(inputs.dtype)
+        return grad_inputs, grad_weight, None, None, None, None
 
 
 def _no_autocast(x: Tensor) -> AbstractContextManager:
@@ -243,7 +246,7 @@ def _route_backward(
 
 @_route.register_fake
 def _(inputs, weight, iterations, leaky, detach_early, temperature):
-    v = inputs.new_empty(inputs.shape[0], weight.shape[0], weight.shape[3])
+    v = weight.new_empty(inputs.shape[0], weight.shape[0], weight.shape[3])
     return v, v.new_empty(iterations, *v.shape)
 
 
