@@ -30,8 +30,8 @@ def squash(s: Float[Tensor, "*shape"], dim: int = -1) -> Float[Tensor, "*shape"]
 
     `v = ‖s‖² / (1 + ‖s‖²) · s / ‖s‖`, along `dim`; `squash(0) = 0` with gradient 0.
     """
-    sizes = compiled.layout(s, dim) if kernels.fit(s) else None
-    return _squash(s, dim) if sizes is None else _Squash.apply(s, dim, sizes)
+    order = compiled.order(s, dim) if kernels.fit(s) else None
+    return _squash(s, dim) if order is None else _Squash.apply(s, dim, order)
 
 
 def _squash(s: Tensor, dim: int) -> Tensor:
@@ -100,18 +100,20 @@ class _Squash(torch.autograd.Function):
     """One pass over memory each way."""
 
     @staticmethod
-    def forward(ctx, s: Tensor, dim: int, sizes: tuple[int, int, int]) -> Tensor:
-        ctx.dim, ctx.sizes = dim, sizes
+    def forward(ctx, s: Tensor, dim: int, order: list[int]) -> Tensor:
+        ctx.dim = dim
         ctx.save_for_backward(s)
-        return compiled.squash(s, sizes)
+        return compiled.squash(s, dim, order)
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (grad,), (s,) = grad_outputs, ctx.saved_tensors
-        if torch.is_grad_enabled() or not kernels.fit(grad):  # differentiated again, or vectorized: by plain operations
+        order = compiled.order(s, ctx.dim)  # asked again: who keeps tensors elsewhere may give them back laid otherwise
+        # Differentiated again, or vectorized: by plain operations.
+        if torch.is_grad_enabled() or not kernels.fit(s, grad) or order is None:
             with torch.enable_grad():
                 return torch.autograd.grad(_squash(s, ctx.dim), s, grad, create_graph=True)[0], None, None
-        return compiled.squash_backward(s, grad, ctx.sizes), None, None
+        return compiled.squash_backward(s, grad, ctx.dim, order), None, None
 
 
 def _widen(x: Tensor) -> Tensor:
