@@ -44,8 +44,8 @@ def run(name: str, job: ctypes.Structure) -> None:
 def address(x: Tensor) -> int:
     """Where the numbers of ``x`` begin, which C takes to be float32 and contiguous: it looks at no strides.
 
-    Every tensor with numbers goes to C through here. Raises `RuntimeError` for one that is stored otherwise, which would
-    silently be read wrongly.
+    Every tensor that C computes with goes through here. Raises `RuntimeError` for one that is stored otherwise, which
+    would silently be read wrongly.
     """
     if not x.is_contiguous() or x.dtype != torch.float32:
         raise RuntimeError(
