@@ -192,3 +192,109 @@ def test_what_is_damaged_beside_the_model_is_told(run, name, value):
         runs.open_run(run)
     with pytest.raises(capsnet.InputError, match=r"config\.json is damaged"):
         runs.open_split(run, "mnist")
+
+
+class KilledError(BaseException):
+    """As nothing catches it, the process is gone as after SIGKILL."""
+
+
+def kill_after(monkeypatch, count):
+    """End at the first change of a file after `count` of them: what is removed counts as what is renamed."""
+    left = [count]
+
+    def counted(function):
+        def step(*arguments, **options):
+            if function.__name__ == "replace" or "partial" not in str(arguments[0]):
+                if not left[0]:
+                    raise KilledError
+                left[0] -= 1
+            return function(*arguments, **options)
+
+        return step
+
+    monkeypatch.setattr(os, "replace", counted(os.replace))
+    monkeypatch.setattr(runs.Path, "unlink", counted(runs.Path.unlink))
+
+
+def of_old(run):
+    """Weights of a version that did not name the config."""
+    runs.write_atomically(run / runs.WEIGHTS, safetensors.torch.save(safetensors.torch.load_file(run / runs.WEIGHTS)))
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("steps", range(4))
+@pytest.mark.parametrize("alike", [False, True])
+def test_saving_over_a_model_never_mixes_two(run, monkeypatch, steps, old, alike):
+    """Names of classes fit any weights; a report is that of the weights beside it."""
+    before = capsnet.load(run)
+    if old:
+        of_old(run)
+    (run / runs.REPORT).write_text("{}")
+    after, names = small(), {} if alike else {"classes": ["new", "names"]}
+    with monkeypatch.context() as patch:
+        kill_after(patch, steps)
+        if steps < 3:
+            with pytest.raises(KilledError):
+                capsnet.save(after, run, **names)
+        else:
+            capsnet.save(after, run, **names)
+    try:
+        opened = runs.open_run(run)
+    except capsnet.InputError:
+        assert not alike
+        assert steps == 2
+        with pytest.raises(capsnet.InputError, match="was saved with another"):
+            capsnet.load(run)
+        with pytest.raises(capsnet.InputError, match="was saved with another"):
+            runs.open_split(run, "mnist")
+    else:
+        is_new = opened.model.state_dict()["conv.weight"].equal(after.state_dict()["conv.weight"])
+        assert is_new or opened.model.state_dict()["conv.weight"].equal(before.state_dict()["conv.weight"])
+        assert alike or opened.class_names == (("new", "names") if is_new else ("0", "1"))
+        assert is_new == (steps > 1)
+        assert not (is_new and (run / runs.REPORT).exists())
+    capsnet.save(after, run, classes=["saved", "again"])
+    assert runs.open_run(run).class_names == ("saved", "again")
+
+
+@pytest.mark.parametrize("section", ["classes", "framing", "image_shape", "recipe", "model"])
+def test_weights_name_all_of_the_config_that_decides(run, section):
+    framing = {"background": "black", "extent": 0.7, "centre": [0.5, 0.5], "whole": None}
+    capsnet.save(small(), run, classes=["a", "b"], framing=framing, image_shape=[1, 20, 20], recipe={"crop": 17})
+    runs.open_run(run)
+    config = json.loads((run / runs.CONFIG).read_text())
+    (run / runs.CONFIG).write_text(json.dumps({**config, "command": {"data": "elsewhere"}}))
+    runs.open_run(run)  # of which nothing follows
+    other = {"classes": ["b", "a"], "framing": {**framing, "extent": 0.5}, "image_shape": [1, 21, 21], "recipe": {}}
+    other["model"] = {**config["model"], "config": {**config["model"]["config"], "iterations": 2}}
+    (run / runs.CONFIG).write_text(json.dumps({**config, section: other[section]}))
+    with pytest.raises(capsnet.InputError, match="was saved with another config"):
+        runs.open_run(run)
+    of_old(run)
+    runs.open_run(run)
+
+
+def test_a_trained_run_names_its_config(tmp_path):
+    train = capsnet.ImageSet(torch.zeros(4, 1, 17, 17, dtype=torch.uint8), torch.arange(4) % 2, ("a", "b"))
+    capsnet.fit(small(), train, capsnet.Recipe(epochs=1, max_shift=0), out=tmp_path / "run", progress=False)
+    assert runs.open_run(tmp_path / "run").class_names == ("a", "b")
+    config = json.loads((tmp_path / "run" / runs.CONFIG).read_text())
+    (tmp_path / "run" / runs.CONFIG).write_text(json.dumps({**config, "classes": ["b", "a"]}))
+    with pytest.raises(capsnet.InputError, match="was saved with another config"):
+        runs.open_run(tmp_path / "run")
+
+
+def test_what_is_saved_while_it_is_opened_is_not_mixed(run, monkeypatch):
+    """Whoever opens a run reads its config, and then weights that somebody else has saved in between."""
+    read = runs.read_config
+
+    def then_saved(folder):
+        config = read(folder)
+        monkeypatch.setattr(runs, "read_config", read)
+        capsnet.save(small(), folder, classes=["new", "names"])
+        return config
+
+    monkeypatch.setattr(runs, "read_config", then_saved)
+    with pytest.raises(capsnet.InputError, match="was saved with another config"):
+        runs.open_run(run)
+    assert runs.open_run(run).class_names == ("new", "names")
