@@ -136,6 +136,46 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path):
         assert not list(tmp_path.iterdir())
 
 
+def test_a_file_keeps_its_permissions(tmp_path):
+    path = tmp_path / "file"
+    runs.write_atomically(path, b"old")
+    usual = path.stat().st_mode & 0o777
+    for mode in (0o600, 0o640, 0o444, usual):
+        path.chmod(mode)
+        runs.write_atomically(path, b"new")
+        assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", mode)
+        path.chmod(0o600)
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "x" * 199, "x" * 200])
+def test_names_as_long_as_file_systems_take_can_be_written(tmp_path, name):
+    for content in (b"old", b"new"):
+        runs.write_atomically(tmp_path / name, content)
+        assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, content)]
+    (tmp_path / runs._partial(tmp_path / name).name).write_bytes(b"half")
+    with runs.locked(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("below", ["", "deep/run"])
+def test_a_link_that_leads_nowhere_is_told(tmp_path, below):
+    (tmp_path / "link").symlink_to("gone")
+    folder = tmp_path / "link" / below
+    told = "link is a link to gone, which is not there"
+    with pytest.raises(capsnet.InputError, match=told):
+        capsnet.save(small(), folder)
+    with pytest.raises(capsnet.InputError, match=told):
+        runs.require_free(folder)
+    (tmp_path / "gone").mkdir()
+    capsnet.save(small(), folder)
+    capsnet.load(tmp_path / "gone" / below)
+
+
+def test_a_folder_that_is_gone_is_told(tmp_path):
+    with pytest.raises(capsnet.InputError, match="cannot open the folder"), runs.locked(tmp_path / "gone"):
+        pass
+
+
 def test_only_our_models_are_saved(tmp_path):
     class Mine(capsnet.CapsNet):
         pass

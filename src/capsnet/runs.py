@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import platform
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -280,6 +281,7 @@ def require_free(folder: Path) -> None:
     litter = f".{CONFIG}."  # of a process that was killed at its first moment
     if folder.is_dir() and any(not path.name.startswith(litter) for path in folder.iterdir()):
         raise InputError(f"the folder {folder} is not empty; choose a new one for the run (--out)")
+    _require_no_dangling_link(folder)
     above = next(path for path in (folder, *folder.parents) if path.exists())
     if not above.is_dir():
         raise InputError(f"cannot make the folder {folder}: {above} is a file")
@@ -287,7 +289,16 @@ def require_free(folder: Path) -> None:
         raise InputError(f"cannot write into the folder {above}; choose another for the run (--out)")
 
 
+def _require_no_dangling_link(folder: Path) -> None:
+    for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
+            raise InputError(
+                f"cannot make the folder {folder}: {path} is a link to {os.readlink(path)}, which is not there"
+            )
+
+
 def make_folder(folder: Path) -> None:
+    _require_no_dangling_link(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -342,14 +353,19 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_together(contents: Mapping[Path, bytes | memoryview | None]) -> None:
-    """Files of one folder, of which none is replaced before all are written; then in this order. None removes one."""
+    """Files of which none is replaced before all are written; then in this order. None removes one.
+
+    A file keeps the permissions of the one that it replaces.
+    """
     new = {path: content for path, content in contents.items() if content is not None}
-    partials = {path: path.with_name(f".{path.name}.{os.getpid()}.partial") for path in new}
+    partials = {path: _partial(path) for path in new}
     path = next(iter(contents))
     try:
         try:
             for path, content in new.items():
                 with open(partials[path], "wb") as file:
+                    with contextlib.suppress(OSError):  # there is none, or permissions are not kept here
+                        os.chmod(partials[path], stat.S_IMODE(path.stat().st_mode))
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
@@ -361,9 +377,17 @@ def write_together(contents: Mapping[Path, bytes | memoryview | None]) -> None:
         finally:
             for partial in partials.values():
                 partial.unlink(missing_ok=True)
-        _flush_folder(path.parent)
+        for folder in {path.parent for path in contents}:
+            _flush_folder(folder)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; what was saved before is intact") from None
+
+
+def _partial(path: Path) -> Path:
+    """A temporary name beside it, no longer than file systems take (255 bytes)."""
+    name = os.fsencode(path.name)
+    short = path.name if len(name) < 200 else hashlib.sha256(name).hexdigest()
+    return path.with_name(f".{short}.{os.getpid()}.partial")
 
 
 @contextlib.contextmanager
@@ -375,7 +399,10 @@ def locked(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:  # gone since it was made
+        raise InputError(f"cannot open the folder {folder}: {error.strerror}") from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
