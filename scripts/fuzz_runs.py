@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from fuzzing import EXECUTED, GIGABYTE, Trap, bytes_changed, memory, refused, value_changed
 
@@ -59,6 +60,9 @@ def make_run(folder: Path) -> None:
     command = cli.Train(data="idx:nowhere", recipe=RECIPE)
     fit(model(), images(), RECIPE, out=folder, progress=False, device="cpu", command=cli.as_json(command))
     runs.write_json(folder / runs.REPORT, {"test_error": 50.0, "test_images": 8})
+    # As of a version whose weights did not name their config: so that every other config is still looked at and used.
+    weights = folder / runs.WEIGHTS
+    runs.write_atomically(weights, safetensors.torch.save(safetensors.torch.load_file(weights)))
 
 
 def uses(folder: Path) -> dict[str, list[Callable[[], Any]]]:

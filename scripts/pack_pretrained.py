@@ -9,8 +9,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import safetensors.torch
-
 from capsnet import evaluate, load, open_dataset, pretrained, runs
 
 run, name = Path(sys.argv[1]), sys.argv[2]
@@ -21,8 +19,8 @@ if not (run / runs.REPORT).exists():
     runs.write_json(run / runs.REPORT, {"test_error": round(evaluate(load(run), open_dataset(data, "test")).error, 4)})
 for file in (runs.CONFIG, runs.REPORT, runs.METRICS):
     shutil.copyfile(run / file, packed / file)
-state = {key: tensor.half().contiguous() for key, tensor in load(run).state_dict().items()}
-runs.write_atomically(packed / runs.WEIGHTS, safetensors.torch.save(state))
+state = {key: tensor.half() for key, tensor in load(run).state_dict().items()}
+runs.write_atomically(packed / runs.WEIGHTS, runs.as_weights(state, runs.read_config(packed)))
 outcome = evaluate(load(packed), open_dataset(data, "test"))
 before = json.loads((run / runs.REPORT).read_text())["test_error"]
 print(f"{packed}: {(packed / runs.WEIGHTS).stat().st_size:,} bytes, test error {outcome.error:.2f} % (was {before} %)")

@@ -64,6 +64,26 @@ def test_an_interrupt_in_the_test_says_how_to_go_on_too(tiny, capsys, monkeypatc
     assert "test error" in done(capsys, "train", "--resume", "--out", "run")
 
 
+@pytest.mark.parametrize(("name", "picture"), [("mnist", "reconstructions.png"), ("multimnist", "overlap.png")])
+def test_a_run_stopped_before_its_picture_draws_it_when_resumed(tiny, capsys, monkeypatch, name, picture):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    flags = ("--data", name, "--epochs", 1, "--limit", 20, "--out", "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_picture", interrupted)
+        assert typed(capsys, "train", *flags)[0] == 130
+    run = tiny / "run"
+    assert (run / runs.REPORT).exists()
+    assert not (run / picture).exists()
+    (run / ".report.json.123.partial").write_bytes(b"half")  # of a process that was killed there before
+    assert picture in done(capsys, "train", "--resume", "--out", "run")
+    assert (run / picture).exists()
+    assert not list(run.glob(".*"))
+    status, _, err = typed(capsys, "train", "--resume", "--out", "run")
+    assert (status, err) == (2, "capsnet: the run run is complete; there is nothing to resume\n")
+
+
 def test_answers_averaged_over_shifts_are_stated_as_such(tiny, capsys):
     done(capsys, "train", "--epochs", 1, "--limit", 50, "--out", "run")
     plain, shifted = (

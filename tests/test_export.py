@@ -368,6 +368,38 @@ def test_a_disk_that_takes_nothing_keeps_what_was_there(run_folder, few, at_once
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "run"]
 
 
+def test_over_a_link_its_target_is_written_and_a_file_keeps_its_permissions(run_folder, few, at_once, tmp_path, capfd):
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere" / "kept.onnx", tmp_path / "model.onnx"
+    target.write_bytes(b"before")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    assert typed(capfd, "export", run_folder, link)[0] == 0
+    assert link.is_symlink()
+    assert (target.read_bytes(), target.stat().st_mode & 0o777) == (b"float", 0o600)
+    long = "x" * 250 + ".onnx"
+    assert typed(capfd, "export", run_folder, tmp_path / long)[0] == 0
+    assert (tmp_path / long).read_bytes() == b"float"
+    assert [path.name for path in target.parent.iterdir()] == ["kept.onnx"]
+    assert {path.name for path in tmp_path.iterdir()} == {"elsewhere", "model.onnx", "run", long}
+
+
+def test_of_two_files_none_is_replaced_before_both_are_written(run_folder, few, at_once, tmp_path, capfd, monkeypatch):
+    for name in ("model.onnx", "model-int8.onnx"):
+        (tmp_path / name).write_bytes(b"before")
+    left = [1]
+
+    def fail_at_the_second(descriptor):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail_at_the_second)
+    status, _, err = typed(capfd, "export", run_folder, tmp_path / "model.onnx", "--int8")
+    assert (status, err.count("\n")) == (2, 1)
+    assert [(tmp_path / name).read_bytes() for name in ("model.onnx", "model-int8.onnx")] == [b"before"] * 2
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no folder that nobody may write into")
 def test_a_folder_that_may_not_be_written_into_is_told(run_folder, few, at_once, capfd):
     status, out, err = typed(capfd, "export", run_folder, "/proc/self/model.onnx")

@@ -25,7 +25,7 @@ def test_are_compiled_where_they_can_be():
 
 def route(inputs, weight, iterations, leaky, detach_early=False):
     """Through the kernel, which `capsnet.routing.route` takes for larger batches only."""
-    return _Routing.apply(inputs, weight, iterations, leaky, detach_early)
+    return _Routing.apply(inputs, weight, iterations, leaky, detach_early, 1.0)
 
 
 def layer(batch, lower, higher, in_dim, out_dim, seed):

@@ -135,7 +135,76 @@ def misuse(entry):
     (entry / "index.json").write_text(json.dumps([1, 2]))
 
 
-@pytest.mark.parametrize("damage", [cut, lose, scribble, misuse])
+def invert(file):
+    pixels = np.memmap(file, np.uint8, "r+")
+    pixels[:] = 255 - pixels
+    pixels.flush()
+
+
+def invert_images(entry):
+    invert(entry / "train.images")
+
+
+def invert_labels(entry):
+    invert(entry / "test.labels")
+
+
+def invert_as_a_disk_would(entry):
+    """No program was at it: the time of the last change stays."""
+    file = entry / "test.images"
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    invert(file)
+    os.utime(file, ns=times)
+
+
+def pipe_as_index(entry):
+    (entry / "index.json").unlink()
+    os.mkfifo(entry / "index.json")
+
+
+def pipe_as_images(entry):
+    (entry / "train.images").unlink()
+    os.mkfifo(entry / "train.images")
+
+
+def file_in_its_place(entry):
+    shutil.rmtree(entry)
+    entry.write_text("not ours")
+
+
+def dangling_link_in_its_place(entry):
+    shutil.rmtree(entry)
+    entry.symlink_to("nowhere")
+
+
+def link_in_its_place(entry):
+    elsewhere = entry.parent.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("a user's")
+    shutil.rmtree(entry)
+    entry.symlink_to(elsewhere)
+
+
+def old_version(entry):
+    """An index with the sizes of the files alone."""
+    index = json.loads((entry / "index.json").read_bytes())
+    del index["sum"]
+    index["files"] = {name: size for name, (size, *_) in index["files"].items()}
+    (entry / "index.json").write_text(json.dumps({**index, "sum": cache._sum(index)}))
+
+
+def partial_is_a_file(entry):
+    shutil.rmtree(entry)
+    entry.with_suffix(".partial").write_text("not ours")
+
+
+DAMAGE = [
+    *(cut, lose, scribble, misuse, invert_images, invert_labels, invert_as_a_disk_would, pipe_as_index, pipe_as_images),
+    *(file_in_its_place, dangling_link_in_its_place, link_in_its_place, old_version, partial_is_a_file),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_entry_is_made_anew(folder, pets, damage):
     train, test = (each.images.clone() for each in opened(pets))
     (name,) = entries(folder)
@@ -144,6 +213,25 @@ def test_a_damaged_entry_is_made_anew(folder, pets, damage):
     assert again.images.equal(train)
     assert test_again.images.equal(test)
     assert entries(folder) == [name]
+    if damage is link_in_its_place:
+        assert (folder.parent / "elsewhere" / "precious").read_text() == "a user's"
+
+
+def test_large_files_are_read_only_if_somebody_has_written_to_them(folder, pets, monkeypatch):
+    train, _ = opened(pets)
+    monkeypatch.setattr(cache, "ALWAYS_SUMMED", 0)
+    with monkeypatch.context() as patch:
+        patch.delattr(cache, "_sum_of_file")
+        opened(pets)
+    (file,) = folder.rglob("train.images")
+    os.utime(file, ns=(0, 0))  # as a copy of the cache may have it
+    (made,) = entries(folder)
+    inode = (folder / made).stat().st_ino
+    assert opened(pets)[0].images.equal(train.images)
+    assert (folder / made).stat().st_ino == inode
+    before = train.images.clone()
+    invert(file)
+    assert opened(pets)[0].images.equal(before)
 
 
 def test_whoever_interrupts_leaves_nothing(folder, pets, monkeypatch):

@@ -136,6 +136,46 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path):
         assert not list(tmp_path.iterdir())
 
 
+def test_a_file_keeps_its_permissions(tmp_path):
+    path = tmp_path / "file"
+    runs.write_atomically(path, b"old")
+    usual = path.stat().st_mode & 0o777
+    for mode in (0o600, 0o640, 0o444, usual):
+        path.chmod(mode)
+        runs.write_atomically(path, b"new")
+        assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", mode)
+        path.chmod(0o600)
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "x" * 199, "x" * 200])
+def test_names_as_long_as_file_systems_take_can_be_written(tmp_path, name):
+    for content in (b"old", b"new"):
+        runs.write_atomically(tmp_path / name, content)
+        assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, content)]
+    (tmp_path / runs._partial(tmp_path / name).name).write_bytes(b"half")
+    with runs.locked(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("below", ["", "deep/run"])
+def test_a_link_that_leads_nowhere_is_told(tmp_path, below):
+    (tmp_path / "link").symlink_to("gone")
+    folder = tmp_path / "link" / below
+    told = "link is a link to gone, which is not there"
+    with pytest.raises(capsnet.InputError, match=told):
+        capsnet.save(small(), folder)
+    with pytest.raises(capsnet.InputError, match=told):
+        runs.require_free(folder)
+    (tmp_path / "gone").mkdir()
+    capsnet.save(small(), folder)
+    capsnet.load(tmp_path / "gone" / below)
+
+
+def test_a_folder_that_is_gone_is_told(tmp_path):
+    with pytest.raises(capsnet.InputError, match="cannot open the folder"), runs.locked(tmp_path / "gone"):
+        pass
+
+
 def test_only_our_models_are_saved(tmp_path):
     class Mine(capsnet.CapsNet):
         pass
@@ -192,3 +232,109 @@ def test_what_is_damaged_beside_the_model_is_told(run, name, value):
         runs.open_run(run)
     with pytest.raises(capsnet.InputError, match=r"config\.json is damaged"):
         runs.open_split(run, "mnist")
+
+
+class KilledError(BaseException):
+    """As nothing catches it, the process is gone as after SIGKILL."""
+
+
+def kill_after(monkeypatch, count):
+    """End at the first change of a file after `count` of them: what is removed counts as what is renamed."""
+    left = [count]
+
+    def counted(function):
+        def step(*arguments, **options):
+            if function.__name__ == "replace" or "partial" not in str(arguments[0]):
+                if not left[0]:
+                    raise KilledError
+                left[0] -= 1
+            return function(*arguments, **options)
+
+        return step
+
+    monkeypatch.setattr(os, "replace", counted(os.replace))
+    monkeypatch.setattr(runs.Path, "unlink", counted(runs.Path.unlink))
+
+
+def of_old(run):
+    """Weights of a version that did not name the config."""
+    runs.write_atomically(run / runs.WEIGHTS, safetensors.torch.save(safetensors.torch.load_file(run / runs.WEIGHTS)))
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("steps", range(4))
+@pytest.mark.parametrize("alike", [False, True])
+def test_saving_over_a_model_never_mixes_two(run, monkeypatch, steps, old, alike):
+    """Names of classes fit any weights; a report is that of the weights beside it."""
+    before = capsnet.load(run)
+    if old:
+        of_old(run)
+    (run / runs.REPORT).write_text("{}")
+    after, names = small(), {} if alike else {"classes": ["new", "names"]}
+    with monkeypatch.context() as patch:
+        kill_after(patch, steps)
+        if steps < 3:
+            with pytest.raises(KilledError):
+                capsnet.save(after, run, **names)
+        else:
+            capsnet.save(after, run, **names)
+    try:
+        opened = runs.open_run(run)
+    except capsnet.InputError:
+        assert not alike
+        assert steps == 2
+        with pytest.raises(capsnet.InputError, match="was saved with another"):
+            capsnet.load(run)
+        with pytest.raises(capsnet.InputError, match="was saved with another"):
+            runs.open_split(run, "mnist")
+    else:
+        is_new = opened.model.state_dict()["conv.weight"].equal(after.state_dict()["conv.weight"])
+        assert is_new or opened.model.state_dict()["conv.weight"].equal(before.state_dict()["conv.weight"])
+        assert alike or opened.class_names == (("new", "names") if is_new else ("0", "1"))
+        assert is_new == (steps > 1)
+        assert not (is_new and (run / runs.REPORT).exists())
+    capsnet.save(after, run, classes=["saved", "again"])
+    assert runs.open_run(run).class_names == ("saved", "again")
+
+
+@pytest.mark.parametrize("section", ["classes", "framing", "image_shape", "recipe", "model"])
+def test_weights_name_all_of_the_config_that_decides(run, section):
+    framing = {"background": "black", "extent": 0.7, "centre": [0.5, 0.5], "whole": None}
+    capsnet.save(small(), run, classes=["a", "b"], framing=framing, image_shape=[1, 20, 20], recipe={"crop": 17})
+    runs.open_run(run)
+    config = json.loads((run / runs.CONFIG).read_text())
+    (run / runs.CONFIG).write_text(json.dumps({**config, "command": {"data": "elsewhere"}}))
+    runs.open_run(run)  # of which nothing follows
+    other = {"classes": ["b", "a"], "framing": {**framing, "extent": 0.5}, "image_shape": [1, 21, 21], "recipe": {}}
+    other["model"] = {**config["model"], "config": {**config["model"]["config"], "iterations": 2}}
+    (run / runs.CONFIG).write_text(json.dumps({**config, section: other[section]}))
+    with pytest.raises(capsnet.InputError, match="was saved with another config"):
+        runs.open_run(run)
+    of_old(run)
+    runs.open_run(run)
+
+
+def test_a_trained_run_names_its_config(tmp_path):
+    train = capsnet.ImageSet(torch.zeros(4, 1, 17, 17, dtype=torch.uint8), torch.arange(4) % 2, ("a", "b"))
+    capsnet.fit(small(), train, capsnet.Recipe(epochs=1, max_shift=0), out=tmp_path / "run", progress=False)
+    assert runs.open_run(tmp_path / "run").class_names == ("a", "b")
+    config = json.loads((tmp_path / "run" / runs.CONFIG).read_text())
+    (tmp_path / "run" / runs.CONFIG).write_text(json.dumps({**config, "classes": ["b", "a"]}))
+    with pytest.raises(capsnet.InputError, match="was saved with another config"):
+        runs.open_run(tmp_path / "run")
+
+
+def test_what_is_saved_while_it_is_opened_is_not_mixed(run, monkeypatch):
+    """Whoever opens a run reads its config, and then weights that somebody else has saved in between."""
+    read = runs.read_config
+
+    def then_saved(folder):
+        config = read(folder)
+        monkeypatch.setattr(runs, "read_config", read)
+        capsnet.save(small(), folder, classes=["new", "names"])
+        return config
+
+    monkeypatch.setattr(runs, "read_config", then_saved)
+    with pytest.raises(capsnet.InputError, match="was saved with another config"):
+        runs.open_run(run)
+    assert runs.open_run(run).class_names == ("new", "names")

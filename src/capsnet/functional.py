@@ -34,8 +34,8 @@ def squash(s: Float[Tensor, "*shape"], dim: int = -1) -> Float[Tensor, "*shape"]
     """
     if kernels.fit_triton(s) and dim % s.dim() == s.dim() - 1 and s.is_contiguous():
         return _Squash.apply(s, dim, None)
-    sizes = compiled.layout(s, dim) if kernels.fit(s) else None
-    return _squash(s, dim) if sizes is None else _Squash.apply(s, dim, sizes)
+    order = compiled.order(s, dim) if kernels.fit(s) else None
+    return _squash(s, dim) if order is None else _Squash.apply(s, dim, order)
 
 
 def _squash(s: Tensor, dim: int) -> Tensor:
@@ -101,24 +101,26 @@ def reconstruction_weight(channels: int, height: int, width: int) -> float:
 
 
 class _Squash(torch.autograd.Function):
-    """One pass over memory each way; without sizes it is Triton's."""
+    """One pass over memory each way; without an order of dimensions it is Triton's."""
 
     @staticmethod
-    def forward(ctx, s: Tensor, dim: int, sizes: tuple[int, int, int] | None) -> Tensor:
-        ctx.dim, ctx.sizes = dim, sizes
+    def forward(ctx, s: Tensor, dim: int, order: list[int] | None) -> Tensor:
+        ctx.dim, ctx.by_triton = dim, order is None
         ctx.save_for_backward(s)
-        return _triton().squash(s) if sizes is None else compiled.squash(s, sizes)
+        return _triton().squash(s) if order is None else compiled.squash(s, dim, order)
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (grad,), (s,) = grad_outputs, ctx.saved_tensors
-        fit = kernels.fit_triton if ctx.sizes is None else kernels.fit
-        if torch.is_grad_enabled() or not fit(grad):  # differentiated again, or vectorized: by plain operations
+        # Asked again: who keeps tensors elsewhere may give them back laid otherwise.
+        order = None if ctx.by_triton else compiled.order(s, ctx.dim)
+        fit = kernels.fit_triton(s, grad) if ctx.by_triton else kernels.fit(s, grad) and order is not None
+        if torch.is_grad_enabled() or not fit:  # differentiated again, or vectorized: by plain operations
             with torch.enable_grad():
                 return torch.autograd.grad(_squash(s, ctx.dim), s, grad, create_graph=True)[0], None, None
-        if ctx.sizes is None:
-            return _triton().squash_backward(s, grad), None, None
-        return compiled.squash_backward(s, grad, ctx.sizes), None, None
+        if order is None:
+            return _triton().squash_backward(s.contiguous(), grad), None, None
+        return compiled.squash_backward(s, grad, ctx.dim, order), None, None
 
 
 def _triton() -> ModuleType:

@@ -17,7 +17,8 @@ class AdamW(torch.optim.AdamW):
 
     PyTorch's fused step copies such a weight, as those of `capsnet.convolution.Conv2d` are, and back. Here it sees each
     weight through a view with its dimensions in the order of their strides; the step is elementwise, so the result is
-    that. Groups are those of PyTorch; `param_groups` holds the views.
+    that. Groups are those of PyTorch; `param_groups` holds the views. A weight with gaps between its numbers, which
+    PyTorch's fused step gets wrong (2.13), is copied and back.
 
     Averages that have become too small to move a weight are set to zero. Where gradients stay zero, as in the decoder
     behind a ReLU that no longer opens, they would shrink to denormal numbers, with which processors are slow.
@@ -48,7 +49,9 @@ class AdamW(torch.optim.AdamW):
                 self._follow(number, view)
             view.grad = None if p.grad is None else p.grad.permute(_order(p)).contiguous()
         super().step()
-        for view in views:
+        for view, (p, order) in zip(views, self._weights, strict=True):
+            if view.data_ptr() != p.data_ptr():
+                p.permute(order).copy_(view)
             view.grad = None  # else it would live on beside the next one
             self._forget(view)
         # PyTorch's fused step does not say that it has written.
@@ -86,4 +89,5 @@ def _order(p: Tensor) -> list[int]:
 
 
 def _view(p: Tensor) -> Tensor:
-    return p.detach().permute(_order(p))
+    """Contiguous; of a weight with gaps a copy."""
+    return p.detach().permute(_order(p)).contiguous()

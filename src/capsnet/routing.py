@@ -152,6 +152,7 @@ class _Routing(torch.autograd.Function):
         with _no_autocast(inputs):
             u, weight = passes.arrange_inputs(inputs), weight.contiguous()
             gradients = passes.Gradients(u, weight, leaky, detach_early)
+            sums = [s.contiguous() for s in sums]  # as they were saved, also if they were kept elsewhere
             totals = [temperature * squash(s, passes.DIM) for s in sums[:-1]]  # totals[t - 1] is V before iteration t
             for t in range(1, len(totals)):
                 totals[t] += totals[t - 1]

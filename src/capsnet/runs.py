@@ -7,14 +7,17 @@
     report.json          final figures, seed, versions, hardware, seconds
 
 Every file is written to a temporary name, flushed to the disk and renamed: whenever the plug is pulled, a file is the
-old one or the new one. Nothing that is loaded can execute code.
+old one or the new one. The weights name the config that they belong to, so an old one never passes for that of new
+weights. Nothing that is loaded can execute code.
 """
 
 import contextlib
 import csv
+import hashlib
 import json
 import os
 import platform
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -65,8 +68,10 @@ def save(model: Model, path: str | Path, **sections: Any) -> None:
     folder = Path(path)
     make_folder(folder)
     config = _as_bytes(_described(model, sections))
-    _write_together({folder / CONFIG: config, folder / WEIGHTS: _weights(model)})
-    (folder / REPORT).unlink(missing_ok=True)  # it told of the weights that were there before
+    weights = as_weights(model.state_dict(), json.loads(config))
+    # The report tells of the weights that were there before, and goes before they do. The new weights name the new
+    # config; those that were there before may be of a version that named none, so the weights come first.
+    write_together({folder / REPORT: None, folder / WEIGHTS: weights, folder / CONFIG: config})
 
 
 def load(path: str | Path, *, stem: nn.Module | None = None) -> Model:
@@ -74,10 +79,17 @@ def load(path: str | Path, *, stem: nn.Module | None = None) -> Model:
 
     Or that of a run on the Hugging Face hub: `hub:OWNER/NAME` or `hub:OWNER/NAME@REVISION`. A model that was given a
     stem of its own needs such a module here, `stem`, which receives the trained weights. Raises `InputError` if the
-    folder is missing, unfinished, damaged, or its weights do not fit its config.
+    folder is missing, unfinished, damaged, or its weights do not fit its config or were saved with another one.
     """
     folder = locate(path)
-    described = _section(read_config(folder), "model", folder)
+    recorded = read_config(folder)
+    model = _load(folder, recorded, stem)
+    _require_same(folder, recorded)
+    return model
+
+
+def _load(folder: Path, recorded: dict[str, Any], stem: nn.Module | None = None) -> Model:
+    described = _section(recorded, "model", folder)
     weights = folder / WEIGHTS
     if not weights.exists():
         raise InputError(
@@ -119,7 +131,8 @@ def open_run(path: str | Path) -> Run:
     Raises `InputError` as `load` does, and if what is recorded beside the model is damaged.
     """
     folder = locate(path)
-    model, config = load(folder), read_config(folder)
+    config = read_config(folder)
+    model = _load(folder, config)
     count = model.config["num_classes"]
     names = config.get("classes", [str(k) for k in range(count)])
     if not isinstance(names, list) or len(names) != count:
@@ -136,6 +149,7 @@ def open_run(path: str | Path) -> Run:
         framing = replace(framing, extent=None)
     command = config.get("command", {})
     data = command.get("data") if isinstance(command, dict) else None
+    _require_same(folder, config)
     return Run(model, tuple(map(str, names)), framing, data if isinstance(data, str) else None)
 
 
@@ -147,7 +161,7 @@ def open_split(path: str | Path, name: str, split: str = "test") -> ImageSet | P
     `open_dataset` does, and for classes that the model does not know.
     """
     config = read_config(Path(path))
-    channels, height, width = _image_shape(Path(path), config, load(path))
+    channels, height, width = _image_shape(Path(path), config, _load(Path(path), config))
     like = {"size": (height, width), "channels": channels if channels in (1, 3) else None} if has_any_size(name) else {}
     images = open_dataset(name, split, **like)
     if isinstance(images, PairSet):
@@ -161,6 +175,7 @@ def open_split(path: str | Path, name: str, split: str = "test") -> ImageSet | P
     crop = recipe.get("crop", 0) if isinstance(recipe, dict) else 0
     if type(crop) is not int:
         raise InputError(f"{Path(path) / CONFIG} is damaged: its crop is {crop!r}")
+    _require_same(Path(path), config)
     return images.centre(crop) if crop else images
 
 
@@ -188,7 +203,7 @@ def push(path: str | Path, place: str | Path, *, private: bool = False) -> str:
     folder = Path(path)
     if not hub.is_place(place):
         raise InputError(f"{place} names no model on the hub; that is {hub.PREFIX}OWNER/NAME")
-    load(folder)  # nobody shall fetch what cannot be loaded
+    load(folder)  # nobody shall fetch what cannot be loaded, or does not belong together
     files: dict[str, Path | bytes] = {name: folder / name for name in hub.FILES if (folder / name).exists()}
     config = read_config(folder)
     command = config.get("command")
@@ -209,12 +224,34 @@ def push(path: str | Path, place: str | Path, *, private: bool = False) -> str:
 
 
 def save_weights(model: Model, folder: Path) -> None:
-    write_atomically(folder / WEIGHTS, _weights(model))
+    """Beside the config that the folder has."""
+    write_atomically(folder / WEIGHTS, as_weights(model.state_dict(), read_config(folder)))
 
 
-def _weights(model: Model) -> bytes:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return safetensors.torch.save(tensors)
+def as_weights(state: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> bytes:
+    """The content of a file of weights that names the config it belongs to, as `read_config` gives it."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    return safetensors.torch.save(tensors, metadata={"config": _sum(config)})
+
+
+def _sum(config: Mapping[str, Any]) -> str:
+    """Of all in a config that decides; not of the command, of which `push` leaves out what is private."""
+    decides = {name: section for name, section in config.items() if name != "command"}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def _require_same(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises `InputError` if the weights name another config. Asked last: a config that was read before them is old."""
+    try:
+        with safetensors.safe_open(folder / WEIGHTS, framework="pt") as file:
+            named = (file.metadata() or {}).get("config")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{folder / WEIGHTS} is damaged: {_first_line(error)}") from None
+    if named not in (None, _sum(config)):  # files of earlier versions name none
+        raise InputError(
+            f"{folder / WEIGHTS} was saved with another {CONFIG} than is there now, as when saving over a model is "
+            f"interrupted; save the model again, or bring back its own {CONFIG}"
+        )
 
 
 def write_config(folder: Path, model: Model, **sections: Any) -> None:
@@ -246,6 +283,7 @@ def require_free(folder: Path) -> None:
     litter = f".{CONFIG}."  # of a process that was killed at its first moment
     if folder.is_dir() and any(not path.name.startswith(litter) for path in folder.iterdir()):
         raise InputError(f"the folder {folder} is not empty; choose a new one for the run (--out)")
+    _require_no_dangling_link(folder)
     above = next(path for path in (folder, *folder.parents) if path.exists())
     if not above.is_dir():
         raise InputError(f"cannot make the folder {folder}: {above} is a file")
@@ -253,7 +291,16 @@ def require_free(folder: Path) -> None:
         raise InputError(f"cannot write into the folder {above}; choose another for the run (--out)")
 
 
+def _require_no_dangling_link(folder: Path) -> None:
+    for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
+            raise InputError(
+                f"cannot make the folder {folder}: {path} is a link to {os.readlink(path)}, which is not there"
+            )
+
+
 def make_folder(folder: Path) -> None:
+    _require_no_dangling_link(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -304,28 +351,45 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Replace a file as a whole or not at all. Raises `InputError` if it cannot be written (disk full, read-only)."""
-    _write_together({path: content})
+    write_together({path: content})
 
 
-def _write_together(contents: Mapping[Path, bytes | memoryview]) -> None:
-    """Files of one folder, of which none is replaced before all are written."""
-    partials = {path: path.with_name(f".{path.name}.{os.getpid()}.partial") for path in contents}
+def write_together(contents: Mapping[Path, bytes | memoryview | None]) -> None:
+    """Files of which none is replaced before all are written; then in this order. None removes one.
+
+    A file keeps the permissions of the one that it replaces.
+    """
+    new = {path: content for path, content in contents.items() if content is not None}
+    partials = {path: _partial(path) for path in new}
     path = next(iter(contents))
     try:
         try:
-            for path, content in contents.items():
+            for path, content in new.items():
                 with open(partials[path], "wb") as file:
+                    with contextlib.suppress(OSError):  # there is none, or permissions are not kept here
+                        os.chmod(partials[path], stat.S_IMODE(path.stat().st_mode))
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-            for path, partial in partials.items():
-                os.replace(partial, path)
+            for path in contents:
+                if path in partials:
+                    os.replace(partials[path], path)
+                else:
+                    path.unlink(missing_ok=True)
         finally:
             for partial in partials.values():
                 partial.unlink(missing_ok=True)
-        _flush_folder(path.parent)
+        for folder in {path.parent for path in contents}:
+            _flush_folder(folder)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; what was saved before is intact") from None
+
+
+def _partial(path: Path) -> Path:
+    """A temporary name beside it, no longer than file systems take (255 bytes)."""
+    name = os.fsencode(path.name)
+    short = path.name if len(name) < 200 else hashlib.sha256(name).hexdigest()
+    return path.with_name(f".{short}.{os.getpid()}.partial")
 
 
 @contextlib.contextmanager
@@ -337,7 +401,10 @@ def locked(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:  # gone since it was made
+        raise InputError(f"cannot open the folder {folder}: {error.strerror}") from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

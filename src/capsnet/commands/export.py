@@ -1,6 +1,7 @@
 """`capsnet export`"""
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,10 +66,11 @@ class Export:
         variants = {self.file: content}
         if calibration is not None:
             variants[self.file.with_stem(f"{self.file.stem}-int8")] = export.quantise(content, calibration)
-        files = []
-        for file, variant in variants.items():
-            runs.write_atomically(file, variant)
-            files.append({"file": str(file), "bytes": len(variant), **(_test(variant, images) if self.int8 else {})})
+        runs.write_together({_followed(file): variant for file, variant in variants.items()})
+        files = [
+            {"file": str(file), "bytes": len(variant), **(_test(variant, images) if self.int8 else {})}
+            for file, variant in variants.items()
+        ]
         checked_on = f"{len(sample)} test images" if images else f"{len(sample)} images of noise"
         added = _share(files[1]) - _share(files[0]) if self.int8 else None
         if self.json:
@@ -101,6 +103,11 @@ class Export:
         if not (self.data or run.data):
             raise InputError("the run does not say what it was trained on; name its data set: --data")
         return self.data or run.data or ""
+
+
+def _followed(file: Path) -> Path:
+    """Over a link what it leads to is written, as other programs do."""
+    return Path(os.path.realpath(file)) if file.is_symlink() else file
 
 
 def _noise(shape: tuple[int, int, int]) -> UInt8[Tensor, "count channels height width"]:

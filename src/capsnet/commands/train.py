@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 import torch
 import tyro
@@ -112,7 +112,8 @@ class Train:
             )
             if team.rank:
                 return  # the first process tests, reports and draws
-            self._test(folder, model, test_set, rows, time.perf_counter() - started, device)
+            with runs.locked(folder):
+                self._test(folder, model, test_set, rows, time.perf_counter() - started, device)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(f"{str(stop) or 'interrupted'}; {self._again(folder)}") from None
         except ProcessLostError as lost:
@@ -133,13 +134,16 @@ class Train:
         return f"go on with: {_program()} train --resume{devices} --out {folder}"
 
     def _report_again(self, folder: Path, test_set: ImageSet | PairSet, device: str) -> None:
-        """For a run that was stopped between its last step and its report."""
-        if (folder / runs.REPORT).exists():
+        """For a run that was stopped between its last step and its report, or the picture."""
+        model = runs.load(folder)
+        wanted = [runs.REPORT, *([_picture_name(test_set)] if _has_picture(model) else [])]
+        if all((folder / name).exists() for name in wanted):
             raise InputError(f"the run {folder} is complete; there is nothing to resume")
         rows = runs.read_metrics(folder)
         if not rows:
             raise InputError(f"{folder / runs.METRICS} is damaged: it should have a line for each epoch")
-        self._test(folder, runs.load(folder), test_set, rows, sum(row["seconds"] for row in rows), device)
+        with runs.locked(folder):
+            self._test(folder, model, test_set, rows, sum(row["seconds"] for row in rows), device)
 
     def _training_data(self) -> tuple[ImageSet | PairSet, ImageSet | PairSet | None]:
         train_set = open_dataset(self.data, "train", size=parse_size(self.size), channels=self.channels)
@@ -183,9 +187,9 @@ class Train:
             ("seconds", f"{seconds:,.0f} to train, {outcome.seconds:,.0f} to test"),
             ("run folder", str(folder)),
         ]
-        if isinstance(model, CapsNet) and model.decoder is not None:
-            name, picture = _picture(model, test_set, outcome)
-            runs.write_atomically(folder / name, picture)
+        if _has_picture(model):
+            name = _picture_name(test_set)
+            runs.write_atomically(folder / name, _picture(model, test_set, outcome))
             lines.append(("picture", str(folder / name)))
         count = sum(parameter.numel() for parameter in model.parameters())
         epochs = f"{len(rows)} epoch{'s' if len(rows) > 1 else ''}"
@@ -235,17 +239,25 @@ def _claimed_folder(name: str) -> Path:
     raise AssertionError
 
 
-def _picture(model: CapsNet, test_set: ImageSet | PairSet, outcome: Evaluation) -> tuple[str, bytes]:
-    """Name and content of the picture that shows what the model makes of a few test images."""
+def _has_picture(model: Model) -> TypeGuard[CapsNet]:
+    return isinstance(model, CapsNet) and model.decoder is not None
+
+
+def _picture_name(test_set: ImageSet | PairSet) -> str:
+    return "overlap.png" if isinstance(test_set, PairSet) else "reconstructions.png"
+
+
+def _picture(model: CapsNet, test_set: ImageSet | PairSet, outcome: Evaluation) -> bytes:
+    """What the model makes of a few test images."""
     from capsnet.insight import gallery, overlap, reconstructions
     from capsnet.insight.style import as_bytes
 
     if isinstance(test_set, PairSet):
         figure = overlap.draw_overlap(gallery.overlaps(model, test_set))
-        return "overlap.png", as_bytes(figure, "png")
+        return as_bytes(figure, "png")
     chosen = reconstructions.choose_examples(test_set.labels, outcome.predictions, test_set.num_classes)
     figure = reconstructions.draw_reconstructions(reconstructions.reconstruct(model, test_set, chosen))
-    return "reconstructions.png", as_bytes(figure, "png")
+    return as_bytes(figure, "png")
 
 
 def _program() -> str:

@@ -46,6 +46,19 @@ def run(name: str, job: ctypes.Structure) -> None:
     getattr(compiled, name)(ctypes.byref(job), torch.get_num_threads())
 
 
+def address(x: Tensor) -> int:
+    """Where the numbers of ``x`` begin, which C takes to be float32 and contiguous: it looks at no strides.
+
+    Every tensor that C computes with goes through here. Raises `RuntimeError` for one that is stored otherwise, which
+    would silently be read wrongly.
+    """
+    if not x.is_contiguous() or x.dtype != torch.float32:
+        raise RuntimeError(
+            f"a kernel takes contiguous float32, not {x.dtype} of shape {tuple(x.shape)}, strides {x.stride()}"
+        )
+    return x.data_ptr()
+
+
 def available() -> bool:
     """Whether the compiled kernels are there and this processor can run them."""
     return library() is not None
@@ -56,7 +69,7 @@ def fit(*tensors: Tensor) -> bool:
     return (
         not is_traced()  # first: a compiler cannot follow the rest
         and available()
-        and all(type(t) in (Tensor, nn.Parameter) and not is_batched(t) for t in tensors)
+        and all(type(t) in (Tensor, nn.Parameter) and not is_batched(t) and not t.is_neg() for t in tensors)
         and all(t.device.type == "cpu" and t.dtype == torch.float32 and t.layout == torch.strided for t in tensors)
     )
 

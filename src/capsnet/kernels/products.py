@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from capsnet.kernels import library, run
+from capsnet.kernels import address, library, run
 
 _RUN = 2048  # numbers in a run, if they can be cut anywhere
 _COPIED = 128  # COPIED in products.c
@@ -164,9 +164,9 @@ class Program:
         return self._names.setdefault(name, len(self._names))
 
     def __call__(self, **buffers: Tensor) -> None:
-        """Run it; the buffers are contiguous."""
+        """Run it; the buffers are contiguous, else `address` refuses them."""
         calls, constants = self._planned()
-        pointers = [buffers[name].data_ptr() for name in self._names]
+        pointers = [address(buffers[name]) for name in self._names]
         table = (ctypes.c_void_p * (len(pointers) + len(constants)))(*pointers, *constants)
         run("capsnet_products", _Program(ctypes.addressof(calls), len(calls), ctypes.addressof(table)))
 
@@ -179,5 +179,5 @@ class Program:
                     call.a = len(self._names) - call.a - 1
             calls = (_Call * len(self._calls))(*self._calls)
             compiled.capsnet_plan(calls, ctypes.c_long(len(calls)))
-            self._ready = calls, [constant.data_ptr() for constant in self._constants]
+            self._ready = calls, [address(constant) for constant in self._constants]
         return self._ready

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from capsnet.kernels import lanes, parts, run
+from capsnet.kernels import address, lanes, parts, run
 
 DIM = -2  # of a capsule's numbers, in the layout of the output capsules: (blocks, J, D, lanes)
 
@@ -76,7 +76,7 @@ class Gradients:
 
     def finish(self) -> tuple[Float[Tensor, "blocks i d lanes"], Float[Tensor, "j i d e"]]:
         u, weight = self.u, self.weight
-        totals, grads = (torch.stack(x) if x else None for x in (self.totals, self.grads))
+        totals, grads = (torch.stack(x).contiguous() if x else None for x in (self.totals, self.grads))
         grad_u, grad_weight = torch.zeros_like(u), torch.zeros_like(weight)
         counts = len(self.totals), len(self.grads)
         _run(
@@ -101,4 +101,4 @@ def _run(name, u, weight, total, grad, summed, grad_u, grad_weight, counts, leak
     scratch = u.new_empty(count, (j * e + 2 * counts[0] * j + e) * lanes())
     kept = [u, weight, total, grad, summed, grad_u, grad_weight, scratch]
     sizes = (len(u), i, j, d, e, *scratch.shape, *counts)
-    run(name, _Pass(*(None if x is None else x.data_ptr() for x in kept), *sizes, leaky, constant))
+    run(name, _Pass(*(None if x is None else address(x) for x in kept), *sizes, leaky, constant))

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from capsnet.kernels import parts, run
+from capsnet.kernels import address, parts, run
 
 _SMALL = 2**15  # numbers that one thread alone is quicker with
 _SHORTEST = 8  # numbers side by side, of different vectors, for which it is worth while
@@ -20,31 +20,32 @@ class _Job(ctypes.Structure):
     ]
 
 
-def layout(s: Tensor, dim: int) -> tuple[int, int, int] | None:
-    """Sizes ``(outer, dim, inner)`` as the numbers lie in memory; None where the kernel is of no use."""
+def order(s: Tensor, dim: int) -> list[int] | None:
+    """The dimensions as they lie in memory, the slowest first; None where the kernel is of no use."""
     if s.dim() == 0 or s.numel() == 0:
         return None
     slowest_first = sorted(range(s.dim()), key=s.stride, reverse=True)
-    place = slowest_first.index(dim % s.dim())
     lying = s.permute(slowest_first)
-    outer, inner = math.prod(lying.shape[:place]), math.prod(lying.shape[place + 1 :])
-    return (outer, s.shape[dim], inner) if inner >= _SHORTEST and lying.is_contiguous() else None
+    inner = math.prod(lying.shape[slowest_first.index(dim % s.dim()) + 1 :])
+    return slowest_first if inner >= _SHORTEST and lying.is_contiguous() else None
 
 
-def squash(s: Float[Tensor, "*shape"], sizes: tuple[int, int, int]) -> Float[Tensor, "*shape"]:
-    """Squashed vectors, which lie as ``s`` does; ``sizes`` are its `layout`."""
-    return _run(s, None, sizes)
+def squash(s: Float[Tensor, "*shape"], dim: int, order: list[int]) -> Float[Tensor, "*shape"]:
+    """Squashed vectors, which lie as ``s`` does, in that `order`."""
+    return _run(s, None, dim, order)
 
 
 def squash_backward(
-    s: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], sizes: tuple[int, int, int]
+    s: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], dim: int, order: list[int]
 ) -> Float[Tensor, "*shape"]:
     """The gradient for ``s``."""
-    return _run(s, grad if grad.stride() == s.stride() else torch.empty_like(s).copy_(grad), sizes)
+    return _run(s, grad.permute(order).contiguous(), dim, order)
 
 
-def _run(s: Tensor, grad: Tensor | None, sizes: tuple[int, int, int]) -> Tensor:
+def _run(s: Tensor, grad: Tensor | None, dim: int, order: list[int]) -> Tensor:
+    lying, place = s.permute(order), order.index(dim % s.dim())
     to = torch.empty_like(s)
-    tasks = 1 if s.numel() < _SMALL else parts(sizes[0])
-    run("capsnet_squash", _Job(s.data_ptr(), None if grad is None else grad.data_ptr(), to.data_ptr(), *sizes, tasks))
+    outer, inner = math.prod(lying.shape[:place]), math.prod(lying.shape[place + 1 :])
+    addresses = address(lying), None if grad is None else address(grad), address(to.permute(order))
+    run("capsnet_squash", _Job(*addresses, outer, s.shape[dim], inner, 1 if s.numel() < _SMALL else parts(outer)))
     return to

@@ -93,6 +93,7 @@ class _SpectralConvolution(torch.autograd.Function):
             except IndexError:
                 planes = _pixel_planes(x, steps)
             program = (steps.backward if want_x else steps.backward_taps) if want_weight else steps.backward_pixels
+            planes = planes.contiguous()  # as they were saved, also if they were kept elsewhere
             buffers = {"planes": planes, "grad": _whole(grad, steps), **steps.room(x, back=True)}
             taps = grad_taps = tap_planes(weight, steps) if want_x else large_empty(*steps.tap_shape)
             if want_x and want_weight and len(steps.blocks) > 1:  # the next tiles will need the planes of the taps
@@ -109,7 +110,8 @@ def _whole(grad: Float[Tensor, "b o y x"], steps: Steps) -> Float[Tensor, "yt xt
     height, width = steps.result_shape[:2]
     if g.shape[:2] == (height, width):
         return g.contiguous()
-    return F.pad(g, (0, 0, 0, 0, 0, width - g.shape[1], 0, height - g.shape[0]))
+    # `F.pad` keeps the order in which numbers lie.
+    return F.pad(g, (0, 0, 0, 0, 0, width - g.shape[1], 0, height - g.shape[0])).contiguous()
 
 
 def _taps_back(taps: Tensor, weight: Tensor, steps: Steps) -> Float[Tensor, "o c kh kw"]:
