@@ -23,6 +23,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from capsnet.errors import InputError, ProcessLostError
+from capsnet.streams import tell
 
 PARENT = "CAPSNET_PARENT"
 """The environment variable by which a process knows that it was started here, and by whom."""
@@ -203,7 +204,7 @@ class _Others:
             if any(process.poll() for process in self.processes):
                 told = self.explain(0)
                 if not self.done.wait(2 * PATIENCE):
-                    print(f"\ncapsnet: {told}; the last checkpoint is intact", file=sys.stderr, flush=True)
+                    tell(f"\ncapsnet: {told}; the last checkpoint is intact")
                     self.kill()
                     os._exit(1)
 

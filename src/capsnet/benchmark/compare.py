@@ -1,10 +1,10 @@
 """Training and inference rates and peak memory of both sides, measured in alternation."""
 
 import statistics
-import sys
 from typing import Any
 
 from capsnet.benchmark.sides import SIDES, Side
+from capsnet.streams import tell
 
 WARM_UP = 2
 SECONDS_A_TURN = 2.0
@@ -29,7 +29,7 @@ def _compare_at(batch_size: int, rounds: int, device: str) -> list[dict[str, Any
             steps[name] = max(1, round(SECONDS_A_TURN * side.ask(task, WARM_UP) / batch_size))
         for number in range(rounds):
             for name, side in sides.items():
-                print(f"batch {batch_size}: {task} {number + 1}/{rounds} {name:<10}", end="\r", file=sys.stderr)
+                tell(f"batch {batch_size}: {task} {number + 1}/{rounds} {name:<10}", end="\r")
                 side.ask(task, WARM_UP)  # the other's turn has left the caches to it, and perhaps the memory
                 rates[task][name].append(side.ask(task, steps[name]))
         if task == "train":

@@ -1,6 +1,5 @@
 """The whole benchmark, as data and as tables."""
 
-import sys
 from datetime import date
 from typing import Any
 
@@ -10,14 +9,15 @@ from capsnet import runs
 from capsnet.benchmark.compare import compare
 from capsnet.benchmark.sides import SIDES
 from capsnet.benchmark.stages import time_stages
+from capsnet.streams import tell
 
 
 def benchmark(batch_sizes: tuple[int, ...], rounds: int, device: torch.device) -> dict[str, Any]:
     """Both sides in alternation at each batch size, then the stages of a training step at the middle one."""
     rows = compare(batch_sizes, rounds, str(device))
-    print(f"{'stages':<40}", end="\r", file=sys.stderr)
+    tell(f"{'stages':<40}", end="\r")
     stages = time_stages(sorted(batch_sizes)[len(batch_sizes) // 2], device)
-    print(" " * 40, end="\r", file=sys.stderr)
+    tell(" " * 40, end="\r")
     return {"date": date.today().isoformat(), **runs.environment(device), "comparison": rows, **stages}
 
 

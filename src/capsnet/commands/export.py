@@ -1,7 +1,6 @@
 """`capsnet export`"""
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ from capsnet.data import AVAILABLE, ImageSet, PairSet
 from capsnet.errors import InputError
 from capsnet.evaluation import missed_things
 from capsnet.runs import Run
+from capsnet.streams import tell
 
 CHECKED = 64
 """Images on which the file is compared with the model."""
@@ -90,7 +90,7 @@ class Export:
         except InputError as error:
             if self.data or self.int8:
                 raise
-            print(f"no test images, so noise is used to check the file: {error}", file=sys.stderr)
+            tell(f"no test images, so noise is used to check the file: {error}")
             return None
         return images
 

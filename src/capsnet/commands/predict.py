@@ -21,6 +21,7 @@ from capsnet.evaluation import detect
 from capsnet.models import CapsuleDetector, CNNDetector, Detector
 from capsnet.prediction import BATCH, Prediction, find_pictures, predict
 from capsnet.runs import Run
+from capsnet.streams import tell
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Predict:
             endings = " ".join(sorted(picture_endings()))
             raise InputError(f"there are no pictures in {places}; they are files with {endings}")
         if unreadable:
-            print(f"{unreadable:,} of {count:,} pictures could not be read", file=sys.stderr)
+            tell(f"{unreadable:,} of {count:,} pictures could not be read")
         return 1 if unreadable else 0
 
 
@@ -135,9 +136,9 @@ class _Progress:
         now = time.perf_counter()
         if self.shown and now > self.last + 0.2:
             speed = count / (now - self.started)
-            print(f"\r{count:,} pictures, {speed:,.0f}/s ", end="", file=sys.stderr, flush=True)
+            tell(f"{count:,} pictures, {speed:,.0f}/s ", end="\r")
             self.last = now
 
     def clear(self) -> None:
         if self.shown and self.last > self.started:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            tell("", end="\r\x1b[K")

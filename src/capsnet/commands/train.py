@@ -22,6 +22,7 @@ from capsnet.errors import InputError, ProcessLostError
 from capsnet.evaluation import Evaluation, evaluate
 from capsnet.models import CapsNet, Model, build_model, sizes
 from capsnet.recipe import Recipe
+from capsnet.streams import tell
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class Train:
         device: str,
     ) -> None:
         """Test, report, draw and print."""
-        print(f"testing on {len(test_set):,} images …", file=sys.stderr)
+        tell(f"testing on {len(test_set):,} images …")
         outcome = evaluate(model, test_set, device)
         report = self._report(outcome, rows, device)
         runs.write_json(folder / runs.REPORT, report)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from capsnet.errors import InputError
+from capsnet.streams import tell
 
 INDEX = "index.json"
 FORMAT = 2
@@ -117,7 +117,7 @@ def _locked(entry: Path, name: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"another process is reading {name}; waiting for it …", file=sys.stderr)
+        tell(f"another process is reading {name}; waiting for it …")
         lock.acquire()
     try:
         yield
