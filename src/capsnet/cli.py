@@ -96,7 +96,9 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 def _which_process() -> str:
     """Of several processes that train together, those after the first say who they are."""
-    number = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0")
+    started_here = os.environ.get("CAPSNET_PARENT") == str(os.getppid())
+    names = ("RANK", "SLURM_PROCID", *(["LOCAL_RANK"] if started_here else []))
+    number = next((os.environ[name] for name in names if name in os.environ), "0")
     return "" if number == "0" else f"process {number}: "
 
 
