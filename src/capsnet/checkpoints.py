@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from capsnet.errors import InputError
+from capsnet.reading import read_file
 from capsnet.runs import write_atomically
 
 DIGITS = 64
@@ -39,7 +40,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
         try:
-            content = Path(path).read_bytes()
+            content = read_file(path)
         except OSError:
             content = None
         content = self.broadcast(content)

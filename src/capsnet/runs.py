@@ -12,6 +12,7 @@ old one or the new one. Nothing that is loaded can execute code.
 
 import contextlib
 import csv
+import io
 import json
 import os
 import platform
@@ -39,6 +40,7 @@ from capsnet.data.framing import Framing
 from capsnet.devices import training_precision
 from capsnet.errors import InputError
 from capsnet.models import Detector, Model, build_model, model_name
+from capsnet.reading import open_file, read_file
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -88,7 +90,8 @@ def load(path: str | Path, *, stem: nn.Module | None = None) -> Model:
     with torch.device("meta"):  # no memory and no time for weights that are replaced at once
         model = build_model(str(described.get("name")), config)
     try:
-        state = safetensors.torch.load_file(weights)
+        with open_file(weights):
+            state = safetensors.torch.load_file(weights)
         state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
         model.load_state_dict(state, assign=True)
     except (safetensors.SafetensorError, RuntimeError, OSError) as error:
@@ -195,7 +198,7 @@ def push(path: str | Path, place: str | Path, *, private: bool = False) -> str:
         if isinstance(data := command.get("data"), str):
             config["command"]["data"] = public_name(data)
         files[CONFIG] = _as_bytes(config)
-    if (folder / CARD).exists():
+    if (folder / CARD).is_file():
         files[CARD] = folder / CARD
     else:
         report = read_json(folder / REPORT) if REPORT in files else {}
@@ -278,7 +281,7 @@ def _number(value: Any) -> Any:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_file(path))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
     except OSError as error:
@@ -291,10 +294,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The lines of `metrics.csv`, one for each epoch."""
     try:
-        with open(folder / METRICS, newline="") as file:
+        with io.TextIOWrapper(open_file(folder / METRICS), encoding="utf-8", newline="") as file:
             rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise InputError(f"{folder / METRICS} cannot be read: {error}") from None
+        raise InputError(f"{folder / METRICS} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not all({"epoch", "seconds", "images_per_second"} <= row.keys() and row["seconds"] > 0 for row in rows):
         raise InputError(f"{folder / METRICS} is damaged: each line should tell an epoch and the seconds that it took")
     return rows

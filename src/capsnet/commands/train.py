@@ -76,7 +76,7 @@ class Train:
         if self.out or team.rank:
             self._run(self.out or Path("runs") / "of-the-first-process", team, device)
             return
-        folder = _claimed_folder(f"{Path(self.data.replace(':', '/')).resolve().stem}-{self.model}")
+        folder = _claimed_folder(f"{Path(os.path.realpath(self.data.replace(':', '/'))).stem}-{self.model}")
         try:
             self._run(folder, team, device)
         finally:

@@ -18,6 +18,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from capsnet.errors import InputError
+from capsnet.reading import read_file
 from capsnet.streams import tell
 
 INDEX = "index.json"
@@ -97,7 +98,7 @@ def _make(entry: Path, make: Callable[[Path], Mapping[str, Any]]) -> dict[str, A
 def _read_index(entry: Path) -> dict[str, Any] | None:
     """None if there is no entry, or not all of it."""
     try:
-        index = json.loads((entry / INDEX).read_bytes())
+        index = json.loads(read_file(entry / INDEX))
         whole = index.pop("sum") == _sum(index)
         whole = whole and all((entry / name).stat().st_size == size for name, size in index["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

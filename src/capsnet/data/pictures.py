@@ -21,6 +21,7 @@ from capsnet.allocator import give_back
 from capsnet.data.framing import Framing
 from capsnet.data.image_set import ImageSet
 from capsnet.errors import InputError, gist
+from capsnet.reading import NotAFileError, open_file
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused: decoded, one would take more memory than a model."""
@@ -155,6 +156,8 @@ def _opened(
             yield picture
     except FileNotFoundError:
         raise InputError(f"there is no picture {name}") from None
+    except NotAFileError as error:
+        raise InputError(f"{name} cannot be read: {error.strerror}") from None
     except IsADirectoryError:
         raise InputError(f"{name} is a folder, not a picture") from None
     except UnidentifiedImageError:
@@ -168,7 +171,7 @@ def _opened(
 
 
 def _file(source: Path | io.BytesIO) -> contextlib.AbstractContextManager[IO[bytes]]:
-    return contextlib.nullcontext(source) if isinstance(source, io.BytesIO) else open(source, "rb")
+    return contextlib.nullcontext(source) if isinstance(source, io.BytesIO) else open_file(source)
 
 
 def _as_seen(picture: Image.Image) -> Image.Image:
