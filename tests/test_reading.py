@@ -16,7 +16,7 @@ from capsnet import runs
 from capsnet.checkpoints import SafeCheckpointIO
 from capsnet.data import cache
 from capsnet.data.pictures import read_picture
-from capsnet.reading import open_file, read_file
+from capsnet.disk import open_file, read_file
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes among files are POSIX's")
 
@@ -180,7 +180,7 @@ def test_a_pipe_that_comes_after_the_look_is_not_waited_for(tmp_path, monkeypatc
     (tmp_path / "file").write_bytes(b"")
     os.mkfifo(tmp_path / "pipe")
     looked = os.stat(tmp_path / "file")
-    monkeypatch.setattr("capsnet.reading.os.stat", lambda path: looked)
+    monkeypatch.setattr("capsnet.disk.os.stat", lambda path: looked)
     with pytest.raises(OSError, match="it is a pipe, not a file"):
         open_file(tmp_path / "pipe")
 

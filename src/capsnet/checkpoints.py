@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from capsnet.disk import read_file
 from capsnet.errors import InputError
-from capsnet.reading import read_file
 from capsnet.runs import write_atomically
 
 DIGITS = 64

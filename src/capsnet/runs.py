@@ -28,19 +28,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 from capsnet import hub
 from capsnet.card import model_card, public_name
 from capsnet.data import ImageSet, PairSet, has_any_size, open_dataset
 from capsnet.data.framing import Framing
 from capsnet.devices import training_precision
+from capsnet.disk import flush, flush_folder, lock, open_file, read_file
 from capsnet.errors import InputError
 from capsnet.models import Detector, Model, build_model, model_name
-from capsnet.reading import open_file, read_file
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -311,22 +306,28 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 def _write_together(contents: Mapping[Path, bytes | memoryview]) -> None:
     """Files of one folder, of which none is replaced before all are written."""
     partials = {path: path.with_name(f".{path.name}.{os.getpid()}.partial") for path in contents}
-    path = next(iter(contents))
+    path, replaced = next(iter(contents)), []
     try:
         try:
             for path, content in contents.items():
                 with open(partials[path], "wb") as file:
                     file.write(content)
                     file.flush()
-                    os.fsync(file.fileno())
+                    flush(file.fileno())
             for path, partial in partials.items():
                 os.replace(partial, path)
+                replaced.append(path.name)
         finally:
             for partial in partials.values():
                 partial.unlink(missing_ok=True)
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; what was saved before is intact") from None
+        if len(replaced) == len(contents):
+            raise InputError(
+                f"{path} is written, but may be lost in a power cut: its folder cannot be flushed: {error.strerror}"
+            ) from None
+        rest = f"but {', '.join(replaced)} is replaced" if replaced else "what was saved before is intact"
+        raise InputError(f"cannot write {path}: {error.strerror}; {rest}") from None
 
 
 @contextlib.contextmanager
@@ -335,30 +336,20 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises `InputError` if one is at it. Clears away what a killed process left half-written.
     """
-    if fcntl is None:
+    if os.name != "posix":
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = lock(descriptor)
         except BlockingIOError:
             raise InputError(f"another process is training in {folder}; wait for it, or choose another --out") from None
-        for litter in folder.glob(".*.partial"):
+        for litter in folder.glob(".*.partial") if alone else ():
             litter.unlink(missing_ok=True)
         yield
     finally:
         os.close(descriptor)
-
-
-def _flush_folder(folder: Path) -> None:
-    """After a power cut, a rename is there only if the folder itself was flushed."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from capsnet.disk import open_file
 from capsnet.errors import InputError
-from capsnet.reading import open_file
 
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_LIMIT = 1032

@@ -17,8 +17,8 @@ from typing import Any
 import platformdirs
 from filelock import FileLock, Timeout
 
+from capsnet.disk import can_lock, flush, read_file
 from capsnet.errors import InputError
-from capsnet.reading import read_file
 from capsnet.streams import tell
 
 INDEX = "index.json"
@@ -115,6 +115,9 @@ def _sum(index: Mapping[str, Any]) -> str:
 def _locked(entry: Path, name: str) -> Iterator[None]:
     """The system gives the lock back when a process ends, however it ends."""
     lock = FileLock(entry.with_suffix(".lock"))
+    if not can_lock(Path(lock.lock_file)):
+        yield
+        return
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -129,11 +132,11 @@ def _locked(entry: Path, name: str) -> Iterator[None]:
 def _sweep(folder: Path, own: str) -> None:
     """Clear away what killed processes left half-made of other entries."""
     for partial in folder.glob("*.partial"):
-        if partial.stem != own:
-            with contextlib.suppress(Timeout), FileLock(partial.with_suffix(".lock"), timeout=0):
+        if partial.stem != own and can_lock(lock := partial.with_suffix(".lock")):
+            with contextlib.suppress(Timeout), FileLock(lock, timeout=0):
                 shutil.rmtree(partial, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:
     with path.open("rb+") as file:
-        os.fsync(file.fileno())
+        flush(file.fileno())

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
+from capsnet.disk import read_file
 from capsnet.errors import InputError
-from capsnet.reading import read_file
 
 HEADER = 128
 BYTE_ORDERS = {b"IM": "<", b"MI": ">"}

@@ -23,8 +23,8 @@ from capsnet.data.image_set import ImageSet
 from capsnet.data.pictures import MAX_PIXELS
 from capsnet.data.prepared import Part, Source, prepared
 from capsnet.data.splits import DRAWN, NAMES, draw_test, in_order, with_test
+from capsnet.disk import NotAFileError, open_file
 from capsnet.errors import InputError, gist
-from capsnet.reading import NotAFileError, open_file
 
 IMAGES = ("images", "x", "data", "image", "imgs")
 LABELS = ("labels", "y", "label", "targets", "target")

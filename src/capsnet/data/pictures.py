@@ -20,8 +20,8 @@ from torch import Tensor
 from capsnet.allocator import give_back
 from capsnet.data.framing import Framing
 from capsnet.data.image_set import ImageSet
+from capsnet.disk import NotAFileError, open_file
 from capsnet.errors import InputError, gist
-from capsnet.reading import NotAFileError, open_file
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused: decoded, one would take more memory than a model."""

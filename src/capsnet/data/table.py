@@ -11,8 +11,8 @@ from capsnet.data.files import PictureFile, read_files
 from capsnet.data.image_set import ImageSet
 from capsnet.data.parquet import Rows, read_parquet
 from capsnet.data.splits import NAMES, split_named
+from capsnet.disk import open_file
 from capsnet.errors import InputError
-from capsnet.reading import open_file
 
 PATHS = (
     *("path", "file", "filename", "file_name", "filepath", "file_path", "image", "img", "picture"),
