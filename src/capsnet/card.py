@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from capsnet.hub import PREFIX
+from capsnet.text import printable
 
 TAGS = ("capsule-network", "dynamic-routing", "image-classification")
 
@@ -41,7 +42,7 @@ def model_card(config: Mapping[str, Any], report: Mapping[str, Any], place: str)
     facts: dict[str, Any] = {
         "Model": f"{model.get('name')}, " + ", ".join(f"{k} {v}" for k, v in sizes.items() if k != "in_shape"),
         "Images": f"{height}×{width} pixels, {channels} channel{'s' if channels != 1 else ''}",
-        "Classes": ", ".join(map(str, config.get("classes", []))),
+        "Classes": ", ".join(map(printable, config.get("classes", []))),
         "Data": data,
         **_measured(report),
         "Seed": report.get("seed", recipe.get("seed")),

@@ -71,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as stop:
         if not _which_process():  # the first of several says it
-            tell(f"\ncapsnet: {str(stop) or 'interrupted'}")
+            tell("")
+            tell(f"capsnet: {str(stop) or 'interrupted'}")
         return 130
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):

@@ -315,7 +315,8 @@ class _Others:
             if any(process.poll() for process in self.processes):
                 told = self.explain(0)
                 if not done.wait(2 * PATIENCE):
-                    tell(f"\ncapsnet: {told}; the last checkpoint is intact")
+                    tell("")
+                    tell(f"capsnet: {told}; the last checkpoint is intact")
                     self.kill()
                     os._exit(1)
 

@@ -36,6 +36,7 @@ from capsnet.devices import training_precision
 from capsnet.disk import flush, flush_folder, lock, open_file, read_file
 from capsnet.errors import InputError
 from capsnet.models import Detector, Model, build_model, model_name
+from capsnet.text import printable
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -132,7 +133,7 @@ def open_run(path: str | Path) -> Run:
         framing = replace(framing, extent=None)
     command = config.get("command", {})
     data = command.get("data") if isinstance(command, dict) else None
-    return Run(model, tuple(map(str, names)), framing, data if isinstance(data, str) else None)
+    return Run(model, tuple(map(printable, names)), framing, data if isinstance(data, str) else None)
 
 
 def open_split(path: str | Path, name: str, split: str = "test") -> ImageSet | PairSet:
@@ -151,7 +152,7 @@ def open_split(path: str | Path, name: str, split: str = "test") -> ImageSet | P
     named = config.get("classes") or images.class_names
     if not isinstance(named, list | tuple):
         raise InputError(f"{Path(path) / CONFIG} is damaged: its classes are {named!r}")
-    classes = tuple(map(str, named))
+    classes = tuple(map(printable, named))
     images = images if images.class_names == classes else images.with_classes(classes)
     recipe = config.get("recipe")
     crop = recipe.get("crop", 0) if isinstance(recipe, dict) else 0

@@ -11,13 +11,15 @@ import os
 import sys
 from typing import Any
 
+from capsnet.text import printable
+
 READER_GONE = 141
 """The exit status where the reader of our results has gone: that of programs which SIGPIPE ends, as a shell has it."""
 
 
 def tell(line: str, end: str = "\n") -> None:
-    """A line on standard error, if it can be written."""
-    _write_if_possible(sys.stderr, f"{line}{end}")
+    """A line on standard error, printable, if it can be written."""
+    _write_if_possible(sys.stderr, f"{printable(line)}{end}")
 
 
 def progress_console(**options: Any) -> Any:

@@ -16,6 +16,7 @@ from capsnet.errors import InputError
 from capsnet.evaluation import missed_things
 from capsnet.runs import Run
 from capsnet.streams import tell
+from capsnet.text import printable
 
 CHECKED = 64
 """Images on which the file is compared with the model."""
@@ -78,7 +79,7 @@ class Export:
             return
         print(f"greatest difference from the model {difference:.1e}, on {checked_on}; opset {export.OPSET}")
         for entry in files:
-            print(_line(entry))
+            print(printable(_line(entry)))
         if added is not None:
             print(f"8-bit numbers change the error by {added:+.2f} points")
 

@@ -14,6 +14,7 @@ from capsnet.data import AVAILABLE
 from capsnet.errors import InputError
 from capsnet.models import CapsNet
 from capsnet.streams import tell
+from capsnet.text import printable
 
 if TYPE_CHECKING:
     from capsnet.insight.gallery import Draw
@@ -45,7 +46,7 @@ class Figures:
                 figure = draw(dark)
                 for kind in ("png", "svg"):
                     runs.write_atomically(folder / f"{name}{suffix}.{kind}", as_bytes(figure, kind))
-            print(folder / f"{name}.png", flush=True)
+            print(printable(folder / f"{name}.png"), flush=True)
             names.append(name)
         if not names:
             raise InputError(f"nothing to draw: {self.run_folder} has no {runs.METRICS}, and its model no capsules")

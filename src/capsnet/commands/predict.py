@@ -14,7 +14,7 @@ import torch
 import tyro
 
 from capsnet import runs
-from capsnet.data.pictures import picture_endings, read_picture
+from capsnet.data.pictures import picture_endings, quiet_pillow, read_picture
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
 from capsnet.evaluation import detect
@@ -22,6 +22,7 @@ from capsnet.models import CapsuleDetector, CNNDetector, Detector
 from capsnet.prediction import BATCH, Prediction, find_pictures, predict
 from capsnet.runs import Run
 from capsnet.streams import tell
+from capsnet.text import printable
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Predict:
             return 0
         predictions = predict(run, self.pictures, pick_device(self.device))
         # `closing`: the threads that read ahead are stopped now, whatever happens, not when Python gets round to it.
-        with contextlib.closing(predictions):
+        with quiet_pillow(), contextlib.closing(predictions):
             if any(map(os.path.isdir, self.pictures)):
                 return self._stream(run, predictions)
             answers = [_readable(prediction).as_json(run.class_names) for prediction in predictions]
@@ -57,7 +58,7 @@ class Predict:
         else:
             width = max(len(answer["picture"]) for answer in answers)
             for answer in answers:
-                print(_line(answer, width))
+                print(printable(_line(answer, width)))
         return 0
 
     def _detect(self, model: Detector, run: Run, pictures: list[Path]) -> None:
@@ -83,7 +84,7 @@ class Predict:
         width = max(len(answer["picture"]) for answer in answers)
         for answer in answers:
             told = f"[{answer['likelihood']:.2f}, {answer['orientation']:+.0f}°, {answer['size']:.2f}]"
-            print(f"{answer['picture']:<{width}}  {told}")
+            print(printable(f"{answer['picture']:<{width}}  {told}"))
 
     def _stream(self, run: Run, predictions: Iterator[Prediction]) -> int:
         """Print each answer as it comes; returns the exit status."""
@@ -92,7 +93,7 @@ class Predict:
         try:
             for prediction in predictions:
                 answer = prediction.as_json(run.class_names)
-                print(json.dumps(answer) if self.json else _line(answer))
+                print(json.dumps(answer) if self.json else printable(_line(answer)))
                 count += 1
                 unreadable += prediction.probabilities is None
                 if count % BATCH == 0:

@@ -23,6 +23,7 @@ from capsnet.evaluation import Evaluation, evaluate
 from capsnet.models import CapsNet, Model, build_model, sizes
 from capsnet.recipe import Recipe
 from capsnet.streams import tell
+from capsnet.text import printable
 
 
 @dataclass(frozen=True)
@@ -190,9 +191,9 @@ class Train:
             lines.append(("picture", str(folder / name)))
         count = sum(parameter.numel() for parameter in model.parameters())
         epochs = f"{len(rows)} epoch{'s' if len(rows) > 1 else ''}"
-        print(f"\n{self.model} on {self.data}, {epochs}, {count:,} parameters\n")
+        print(f"\n{self.model} on {printable(self.data)}, {epochs}, {count:,} parameters\n")
         for name, value in lines:
-            print(f"  {name:<12}{value}")
+            print(f"  {name:<12}{printable(value)}")
 
     def _report(self, outcome: Evaluation, rows: list[dict[str, Any]], device: str) -> dict[str, Any]:
         trained = sum(row["seconds"] for row in rows)

@@ -25,6 +25,7 @@ from capsnet.data.pictures import decode_picture, frame, measure_picture, quiet_
 from capsnet.data.splits import check_classes
 from capsnet.errors import InputError
 from capsnet.streams import progress_console, tell
+from capsnet.text import printable
 
 LARGEST_SIDE = 64
 """Pixels, where the user does not say: what a capsule network takes in its stride."""
@@ -275,7 +276,7 @@ class Progress:
         )
         self.bar = Bar(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         if self.bar.disable:
-            self.console.print(f"reading {total:,} pictures of {place} …")
+            self.console.print(printable(f"reading {total:,} pictures of {place} …"))
         self.task = self.bar.add_task("", total=total)
 
     def __enter__(self) -> "Progress":
@@ -290,7 +291,7 @@ class Progress:
 
     def note(self, line: str | None) -> None:
         if line:
-            self.console.print(line)
+            self.console.print(printable(line))
 
 
 def _told(
