@@ -42,7 +42,7 @@ def model_card(config: Mapping[str, Any], report: Mapping[str, Any], place: str)
     facts: dict[str, Any] = {
         "Model": f"{model.get('name')}, " + ", ".join(f"{k} {v}" for k, v in sizes.items() if k != "in_shape"),
         "Images": f"{height}×{width} pixels, {channels} channel{'s' if channels != 1 else ''}",
-        "Classes": ", ".join(map(printable, config.get("classes", []))),
+        "Classes": ", ".join(map(str, config.get("classes", []))),
         "Data": data,
         **_measured(report),
         "Seed": report.get("seed", recipe.get("seed")),
@@ -102,7 +102,7 @@ def _measured(report: Mapping[str, Any]) -> dict[str, str]:
 def _table(facts: Mapping[str, Any]) -> str:
     """Of what is known. What a user has named must not break out of its cell."""
     lines = [
-        (name, " ".join(str(value).replace("|", "\\|").split()))
+        (name, printable(" ".join(str(value).replace("|", "\\|").split())))
         for name, value in facts.items()
         if value not in ("", None)
     ]
