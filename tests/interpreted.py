@@ -110,7 +110,6 @@ def half_precision_passes():
         outcomes[-1] += gradients.finish()
     assert_near(outcomes[0], [x.double() for x in outcomes[1]], 1e-6)
 
-
     # What `route` is given under autocast: it takes them as they are, and hands gradients of their kind back.
     upstream, found = torch.randn(18, 10, 16, generator=generator(4)), []
     for u in (inputs, inputs.float()):

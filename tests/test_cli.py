@@ -140,7 +140,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, here):
     assert "3 epochs" in out
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_keeps_the_checkpoint_and_says_how_to_resume(tmp_path, number):
     process = user("train", "--epochs", 200, "--out", "run", cwd=tmp_path)
     wait_for(tmp_path / "run" / runs.CHECKPOINT, process)

@@ -199,7 +199,7 @@ def test_ctrl_c_and_a_closed_pipe(run_folder, folder, tmp_path):
     process.stdout.close()
     assert process.stderr is not None
     assert process.stderr.read() == ""
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=60) == 141
 
 
 def test_progress_is_shown_on_a_terminal_only(tmp_path, folder, run_folder):

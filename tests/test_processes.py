@@ -22,7 +22,8 @@ import capsnet
 from capsnet import callbacks, cli, data, processes, runs
 from capsnet.batches import Batches
 from capsnet.commands import train
-from capsnet.processes import find_team
+from capsnet.errors import ProcessLostError
+from capsnet.processes import find_team, working_together
 
 CPU = torch.device("cpu")
 
@@ -166,7 +167,12 @@ def test_a_signal_to_the_first_process_leaves_no_orphan(tmp_path, number):
 def test_srun_starts_processes_that_share_no_disk(alone, tmp_path):
     environment = {
         **{"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "2"},
-        **{"SLURM_NODELIST": "127.0.0.1", "SLURM_LOCALID": "0", "MASTER_PORT": str(processes.find_free_network_port())},
+        **{
+            "SLURM_STEP_ID": "0",
+            "SLURM_NODELIST": "127.0.0.1",
+            "SLURM_LOCALID": "0",
+            "MASTER_PORT": str(processes.find_free_network_port()),
+        },
     }
     started = []
     for rank in "01":
@@ -209,13 +215,15 @@ def test_torchrun_on_two_machines_resumes_from_the_disk_of_the_first(alone, kill
 SCRIPT = """
 import os, capsnet, torch
 digits = capsnet.open_dataset("mnist", "test").first(20)
+variables = dict(os.environ)
 for seed in (0, 1):
     torch.manual_seed(seed + int(os.environ.get("LOCAL_RANK", "0")))  # the first one's weights count
     model = capsnet.CapsNet((1, 28, 28), 10, conv_channels=8, primary_types=2, decoder=False)
     rows = capsnet.fit(model, digits, capsnet.Recipe(epochs=1, batch_size=8), device="cpu", devices=2, progress=False)
     total = sum(float(parameter.detach().double().abs().sum()) for parameter in model.parameters())
-    said = os.environ["LOCAL_RANK"], seed, rows[0]["loss_mean"], total, torch.get_num_threads()
+    said = os.environ.get("LOCAL_RANK", "0"), seed, rows[0]["loss_mean"], total, torch.get_num_threads()
     os.write(1, (" ".join(map(str, said)) + "\\n").encode())  # whole: both write into one pipe
+assert dict(os.environ) == variables
 """
 
 
@@ -242,7 +250,7 @@ def test_who_trains_is_told_by_the_launcher_or_by_the_call(monkeypatch):
     assert find_team(CPU).size == 1
     assert find_team(CPU, 3).starts_others
     slurm = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "2"}
-    for name, value in {**slurm, "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1"}.items():
+    for name, value in {**slurm, "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}.items():
         monkeypatch.setenv(name, value)
     team = find_team(CPU)
     assert (team.devices, team.nodes, team.rank, team.starts_others) == (2, 2, 3, False)
@@ -251,6 +259,68 @@ def test_who_trains_is_told_by_the_launcher_or_by_the_call(monkeypatch):
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
     with pytest.raises(capsnet.InputError, match=r"SLURM: .*--ntasks-per-node"):
         find_team(CPU)
+    monkeypatch.delenv("SLURM_STEP_ID")
+    with pytest.raises(capsnet.InputError, match="4 tasks, but nobody has started the others; start this by srun"):
+        find_team(CPU)
+
+
+SRUN = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+TORCHRUN = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize("variables", [SRUN, TORCHRUN])
+@pytest.mark.parametrize("value", ["abc", "", "-1", "2(x2)", "99999999999999999999", "7" * 4301])
+def test_a_variable_that_holds_no_such_number_is_named(monkeypatch, variables, value):
+    launched = {**variables, "SLURM_STEP_ID": "0"} if variables is SRUN else {**variables, "TORCHELASTIC_RUN_ID": "x"}
+    for name, right in launched.items():
+        monkeypatch.setenv(name, right)
+    assert find_team(CPU).size == 2
+    for name in variables:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            with pytest.raises(capsnet.InputError, match=f"the environment variable {name} should be a number"):
+                find_team(CPU)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_does_not_come_is_named(monkeypatch, capfd, rank):
+    port = str(processes.find_free_network_port())
+    own = {"SLURM_STEP_ID": "0", "SLURM_JOB_ID": "1", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in {**SRUN, **own, "SLURM_PROCID": str(rank)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setattr(processes, "QUIET", 0.2)
+    monkeypatch.setattr(processes, "LONGEST", 0.5)
+    team = find_team(CPU)
+    with pytest.raises(ProcessLostError, match=f"process {1 - rank} of 2 did not come"), working_together(team):
+        pytest.fail("it has to wait")
+    assert capfd.readouterr().err.splitlines()[0] == f"waiting for process {1 - rank} of 2 …"
+    assert "MASTER_ADDR" not in os.environ
+
+
+@pytest.mark.parametrize("parent", ["", "1", "xyz", None])
+def test_variables_left_by_another_training_make_no_difference(monkeypatch, parent):
+    left = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "NODE_RANK": "0", "LOCAL_RANK": "1"}
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    if parent is not None:
+        monkeypatch.setenv(processes.PARENT, parent)
+    assert find_team(CPU).rank == 0
+    team = find_team(CPU, 2)
+    assert (team.rank, team.starts_others) == (0, True)
+    assert cli._which_process() == ""
+
+
+def test_one_process_trains_whatever_another_training_left(monkeypatch, here, tmp_path):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv(processes.PARENT, "1")
+    assert here("train", *ODD, "--epochs", 1, "--out", tmp_path / "run") == 0
+    assert (tmp_path / "run" / runs.REPORT).exists()
+
+
+def test_there_are_no_more_processes_than_a_machine_can_carry():
+    with pytest.raises(capsnet.InputError, match=r"100000 processes are too many for the \d+ cores of this machine"):
+        find_team(CPU, 100_000)
 
 
 def test_what_cannot_be_is_told(monkeypatch):

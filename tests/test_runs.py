@@ -206,7 +206,7 @@ def test_a_model_saved_over_a_run_is_not_what_the_runs_report_tells_of(run):
 def test_names_that_are_numbers_or_no_text_are_recorded(tmp_path):
     names = [np.int64(3), "caf\udce9"]
     capsnet.save(capsnet.CapsNet((1, 17, 17), 2, conv_channels=4, primary_types=2), tmp_path / "run", classes=names)
-    assert runs.open_run(tmp_path / "run").class_names == ("3", "caf\udce9")
+    assert runs.open_run(tmp_path / "run").class_names == ("3", r"caf\xe9")
     with pytest.raises(TypeError, match="object cannot be recorded"):
         capsnet.save(small(), tmp_path / "other", classes=[object()])
 

@@ -6,12 +6,14 @@ import sys
 from importlib.metadata import version
 from types import FrameType
 
+from capsnet.streams import drop_unwritten, open_closed, output_lost
+
 
 def main() -> int:
     """Answers `--version`, and hands on to `capsnet.cli`; returns the exit status."""
+    open_closed()
     if sys.argv[1:] == ["--version"]:
-        print(f"capsnet {version('capsnet')}")
-        return 0
+        return _print_version()
     # PyTorch takes seconds to import. Ctrl-C in that time comes out of it as any error; so end without one.
     patient = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if patient:
@@ -21,6 +23,16 @@ def main() -> int:
     if patient:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     return run()
+
+
+def _print_version() -> int:
+    try:
+        print(f"capsnet {version('capsnet')}", flush=True)
+    except OSError as error:
+        return output_lost(error)
+    finally:
+        drop_unwritten()
+    return 0
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -5,7 +5,6 @@ import csv
 import io
 import math
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.optim.swa_utils import AveragedModel
 
@@ -27,6 +25,8 @@ from capsnet.health import vital_signs
 from capsnet.models import CapsNet
 from capsnet.recipe import Recipe
 from capsnet.runs import CHECKPOINT, METRICS, write_atomically
+from capsnet.signals import HANGUP, ending_signals
+from capsnet.streams import progress_console, tell
 
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written at the end of every epoch, and within an epoch when the last one is older than this."""
@@ -34,7 +34,6 @@ QUICK_CHECKPOINT_SECONDS = 20.0
 """On a GPU, an epoch's end has one only if the last one is older than this."""
 CHECK_EVERY = 50
 """Steps between two looks at whether the loss is finite; each look makes a GPU wait."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class TrainingInterruptedError(Exception):
@@ -217,7 +216,7 @@ class StopAtError(Callback):
 
 
 class Checkpoints(Checkpoint):
-    """Keeps `last.ckpt` fresh, and turns Ctrl-C and SIGTERM into a checkpoint after the step under way.
+    """Keeps `last.ckpt` fresh, and turns Ctrl-C, SIGTERM and SIGHUP into a checkpoint after the step under way.
 
     Of several processes the first writes, by its clock; a signal to any of them stops all after the same step.
     Lightning calls subclasses of its `Checkpoint` after all other callbacks, so what is saved is complete.
@@ -234,11 +233,11 @@ class Checkpoints(Checkpoint):
 
     @contextlib.contextmanager
     def catching_signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM are ours for as long as this lasts, if we are in the main thread."""
+        """Ctrl-C, SIGTERM and SIGHUP are ours for as long as this lasts, if we are in the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        handlers = {number: signal.signal(number, self._on_signal) for number in _signals()}
         try:
             yield
         finally:
@@ -248,7 +247,7 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
             # Lightning's own handler of SIGTERM, set just now, broadcasts from wherever a process happens to be.
-            for number in SIGNALS:
+            for number in _signals():
                 signal.signal(number, self._on_signal)
         if trainer.world_size > 1:  # on the CPU, so that no GPU waits for the answer
             self.group = torch.distributed.new_group(backend="gloo")
@@ -300,19 +299,25 @@ class Checkpoints(Checkpoint):
         raise TrainingInterruptedError(f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupted:  # the second time, at once; Lightning would answer a KeyboardInterrupt with exit 1
+        if not self.interrupted:
+            self.interrupted = True
+            if self.speaks:
+                tell("stopping after this step …")
+        elif number != HANGUP:  # a terminal's end may be signalled twice: by the system, and by the shell
+            # The second time, at once; Lightning would answer a KeyboardInterrupt with exit 1.
             raise TrainingInterruptedError("the middle of a step")
-        self.interrupted = True
-        if self.speaks:
-            print("stopping after this step …", file=sys.stderr)
 
 
 class ShowProgress(Callback):
-    """A bar on standard error with images/s, loss and time left in the run, and a line for each epoch done."""
+    """A bar on standard error with images/s, loss and time left in the run, and a line for each epoch done.
+
+    The line comes when the epoch's checkpoint is there.
+    """
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
-        self.console = Console(stderr=True, highlight=False)
+        self.told = 0  # epochs
+        self.console = progress_console()
         self.progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -326,6 +331,7 @@ class ShowProgress(Callback):
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.told = len(self.recorder.rows)
         total = self.recorder.batches.steps * (trainer.max_epochs or 0)
         self.progress.start()
         self.task = self.progress.add_task(
@@ -344,25 +350,37 @@ class ShowProgress(Callback):
             fields["rate"] = f"{task.speed * self.recorder.recipe.batch_size:,.0f}" if task.speed else "–"
         self.progress.update(self.task, completed=trainer.global_step, **fields)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        row = self.recorder.rows[-1]
-        held_out = f"  held-out error {row['held_out_error']:.2f} %" if "held_out_error" in row else ""
-        self.console.print(
-            f"epoch {row['epoch']}/{trainer.max_epochs}  loss {row['loss_mean']:.4f}  "
-            f"train error {row['train_error']:.2f} %{held_out}  "
-            f"{row['images_per_second']:,.0f} images/s  {row['seconds']:.0f} s",
-            soft_wrap=True,
-        )
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell_new_epochs(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell_new_epochs(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.progress.stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._tell_new_epochs(trainer)
         self.progress.stop()
+
+    def _tell_new_epochs(self, trainer: Trainer) -> None:
+        for row in self.recorder.rows[self.told :]:
+            held_out = f"  held-out error {row['held_out_error']:.2f} %" if "held_out_error" in row else ""
+            self.console.print(
+                f"epoch {row['epoch']}/{trainer.max_epochs}  loss {row['loss_mean']:.4f}  "
+                f"train error {row['train_error']:.2f} %{held_out}  "
+                f"{row['images_per_second']:,.0f} images/s  {row['seconds']:.0f} s",
+                soft_wrap=True,
+            )
+        self.told = len(self.recorder.rows)
 
     @staticmethod
     def _epoch(trainer: Trainer) -> str:
         return f"{min(trainer.current_epoch + 1, trainer.max_epochs or math.inf)}/{trainer.max_epochs}"
+
+
+def _signals() -> list[int]:
+    return [signal.SIGINT, *ending_signals()]
 
 
 def _as_csv(rows: list[dict[str, Any]]) -> bytes:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from capsnet.hub import PREFIX
+from capsnet.text import printable
 
 TAGS = ("capsule-network", "dynamic-routing", "image-classification")
 
@@ -101,7 +102,7 @@ def _measured(report: Mapping[str, Any]) -> dict[str, str]:
 def _table(facts: Mapping[str, Any]) -> str:
     """Of what is known. What a user has named must not break out of its cell."""
     lines = [
-        (name, " ".join(str(value).replace("|", "\\|").split()))
+        (name, printable(" ".join(str(value).replace("|", "\\|").split())))
         for name, value in facts.items()
         if value not in ("", None)
     ]

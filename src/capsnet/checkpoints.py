@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from capsnet.disk import read_file
 from capsnet.errors import InputError
 from capsnet.runs import write_atomically
 
@@ -39,7 +40,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
         try:
-            content = Path(path).read_bytes()
+            content = read_file(path)
         except OSError:
             content = None
         content = self.broadcast(content)

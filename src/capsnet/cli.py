@@ -30,6 +30,8 @@ from capsnet.commands.reproduce import Reproduce
 from capsnet.commands.train import Train, as_json
 from capsnet.errors import InputError, ProcessLostError
 from capsnet.recipe import RECIPES, Recipe
+from capsnet.signals import ending_signals
+from capsnet.streams import drop_unwritten, open_closed, output_lost, tell
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
@@ -50,37 +52,37 @@ ABOUT = "Capsule networks that people can use. capsnet --version says which vers
 def main(arguments: list[str] | None = None) -> int:
     """The `capsnet` command; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    open_closed()
     tune_allocator()
     for stream in (sys.stdout, sys.stderr):  # a file name that the terminal cannot show is no reason to stop
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _terminate)
+            for number in ending_signals():
+                signal.signal(number, _terminate)
         status = _parse(arguments).run() or 0
         sys.stdout.flush()
     except InputError as error:
-        print(f"capsnet: {_which_process()}{' '.join(str(error).split())}", file=sys.stderr)
+        tell(f"capsnet: {_which_process()}{' '.join(str(error).split())}")
         return 2
     except ProcessLostError as error:
-        print(f"capsnet: {_which_process()}{error}", file=sys.stderr)
+        tell(f"capsnet: {_which_process()}{error}")
         return 1
     except KeyboardInterrupt as stop:
         if not _which_process():  # the first of several says it
-            print(f"\ncapsnet: {str(stop) or 'interrupted'}", file=sys.stderr)
+            tell("")
+            tell(f"capsnet: {str(stop) or 'interrupted'}")
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, as in `capsnet … | head`
-        _drop_output()
-        return 0
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        print("capsnet: there is not enough memory for this; try a smaller --batch-size or --width", file=sys.stderr)
+        tell("capsnet: there is not enough memory for this; try a smaller --batch-size or --width")
         return 2
     except OSError as error:  # a full disk under the output, a path too long, a folder that may not be read
-        _drop_output()
-        print(f"capsnet: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
-        return 2
+        return output_lost(error)
+    finally:
+        drop_unwritten()
     return status
 
 
@@ -89,19 +91,15 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _drop_output() -> None:
-    """What is still to be written has nowhere to go; Python would complain of it once more when it ends."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt("terminated")
 
 
 def _which_process() -> str:
     """Of several processes that train together, those after the first say who they are."""
-    number = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0")
+    started_here = os.environ.get("CAPSNET_PARENT") == str(os.getppid())
+    names = ("RANK", "SLURM_PROCID", *(["LOCAL_RANK"] if started_here else []))
+    number = next((os.environ[name] for name in names if name in os.environ), "0")
     return "" if number == "0" else f"process {number}: "
 
 
@@ -137,6 +135,7 @@ def _parse_with(kind: Any, arguments: list[str], **options: Any) -> Any:
             return tyro.cli(kind, args=arguments, config=(tyro.conf.FlagCreatePairsOff,), **options)
     except SystemExit as stop:
         if stop.code != 2:
+            sys.stdout.flush()  # help
             raise
         raise InputError(f"{_gist(told.getvalue())} (capsnet --help shows what there is)") from None
 

@@ -107,7 +107,7 @@ def _telling(place: str | Path, what: str) -> Iterator[None]:
 def _bars_on_terminals() -> Iterator[None]:
     from huggingface_hub import utils
 
-    as_it_is = sys.stderr.isatty() or utils.are_progress_bars_disabled()
+    as_it_is = (sys.stderr is not None and sys.stderr.isatty()) or utils.are_progress_bars_disabled()
     if not as_it_is:
         utils.disable_progress_bars()
     try:

@@ -14,6 +14,7 @@ weights. Nothing that is loaded can execute code.
 import contextlib
 import csv
 import hashlib
+import io
 import json
 import os
 import platform
@@ -30,18 +31,15 @@ import safetensors.torch
 import torch
 from torch import nn
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 from capsnet import hub
 from capsnet.card import model_card, public_name
 from capsnet.data import ImageSet, PairSet, has_any_size, open_dataset
 from capsnet.data.framing import Framing
 from capsnet.devices import training_precision
+from capsnet.disk import flush, flush_folder, lock, open_file, read_file
 from capsnet.errors import InputError
 from capsnet.models import CapsNet, Detector, Model, build_model, model_name
+from capsnet.text import printable
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -100,7 +98,8 @@ def _load(folder: Path, recorded: dict[str, Any], stem: nn.Module | None = None)
     with torch.device("meta"):  # no memory and no time for weights that are replaced at once
         model = build_model(str(described.get("name")), config)
     try:
-        state = safetensors.torch.load_file(weights)
+        with open_file(weights):
+            state = safetensors.torch.load_file(weights)
         state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
         if isinstance(model, CapsNet) and not any(name.startswith("primary.norm.") for name in state):
             model.fold_batch_norm()  # as training does at its end
@@ -150,7 +149,7 @@ def open_run(path: str | Path) -> Run:
     command = config.get("command", {})
     data = command.get("data") if isinstance(command, dict) else None
     _require_same(folder, config)
-    return Run(model, tuple(map(str, names)), framing, data if isinstance(data, str) else None)
+    return Run(model, tuple(map(printable, names)), framing, data if isinstance(data, str) else None)
 
 
 def open_split(path: str | Path, name: str, split: str = "test") -> ImageSet | PairSet:
@@ -169,7 +168,7 @@ def open_split(path: str | Path, name: str, split: str = "test") -> ImageSet | P
     named = config.get("classes") or images.class_names
     if not isinstance(named, list | tuple):
         raise InputError(f"{Path(path) / CONFIG} is damaged: its classes are {named!r}")
-    classes = tuple(map(str, named))
+    classes = tuple(map(printable, named))
     images = images if images.class_names == classes else images.with_classes(classes)
     recipe = config.get("recipe")
     crop = recipe.get("crop", 0) if isinstance(recipe, dict) else 0
@@ -212,7 +211,7 @@ def push(path: str | Path, place: str | Path, *, private: bool = False) -> str:
         if isinstance(data := command.get("data"), str):
             config["command"]["data"] = public_name(data)
         files[CONFIG] = _as_bytes(config)
-    if (folder / CARD).exists():
+    if (folder / CARD).is_file():
         files[CARD] = folder / CARD
     else:
         report = read_json(folder / REPORT) if REPORT in files else {}
@@ -327,7 +326,7 @@ def _number(value: Any) -> Any:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_file(path))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
     except OSError as error:
@@ -340,10 +339,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The lines of `metrics.csv`, one for each epoch."""
     try:
-        with open(folder / METRICS, newline="") as file:
+        with io.TextIOWrapper(open_file(folder / METRICS), encoding="utf-8", newline="") as file:
             rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise InputError(f"{folder / METRICS} cannot be read: {error}") from None
+        raise InputError(f"{folder / METRICS} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not all({"epoch", "seconds", "images_per_second"} <= row.keys() and row["seconds"] > 0 for row in rows):
         raise InputError(f"{folder / METRICS} is damaged: each line should tell an epoch and the seconds that it took")
     return rows
@@ -361,7 +360,7 @@ def write_together(contents: Mapping[Path, bytes | memoryview | None]) -> None:
     """
     new = {path: content for path, content in contents.items() if content is not None}
     partials = {path: _partial(path) for path in new}
-    path = next(iter(contents))
+    path, replaced = next(iter(contents)), []
     try:
         try:
             for path, content in new.items():
@@ -370,19 +369,25 @@ def write_together(contents: Mapping[Path, bytes | memoryview | None]) -> None:
                         os.chmod(partials[path], stat.S_IMODE(path.stat().st_mode))
                     file.write(content)
                     file.flush()
-                    os.fsync(file.fileno())
+                    flush(file.fileno())
             for path in contents:
                 if path in partials:
                     os.replace(partials[path], path)
+                    replaced.append(path.name)
                 else:
                     path.unlink(missing_ok=True)
         finally:
             for partial in partials.values():
                 partial.unlink(missing_ok=True)
         for folder in {path.parent for path in contents}:
-            _flush_folder(folder)
+            flush_folder(folder)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; what was saved before is intact") from None
+        if len(replaced) == len(new):
+            raise InputError(
+                f"{path} is written, but may be lost in a power cut: its folder cannot be flushed: {error.strerror}"
+            ) from None
+        rest = f"but {', '.join(replaced)} is replaced" if replaced else "what was saved before is intact"
+        raise InputError(f"cannot write {path}: {error.strerror}; {rest}") from None
 
 
 def _partial(path: Path) -> Path:
@@ -398,7 +403,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises `InputError` if one is at it. Clears away what a killed process left half-written.
     """
-    if fcntl is None:
+    if os.name != "posix":
         yield
         return
     try:
@@ -407,24 +412,14 @@ def locked(folder: Path) -> Iterator[None]:
         raise InputError(f"cannot open the folder {folder}: {error.strerror}") from None
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = lock(descriptor)
         except BlockingIOError:
             raise InputError(f"another process is training in {folder}; wait for it, or choose another --out") from None
-        for litter in folder.glob(".*.partial"):
+        for litter in folder.glob(".*.partial") if alone else ():
             litter.unlink(missing_ok=True)
         yield
     finally:
         os.close(descriptor)
-
-
-def _flush_folder(folder: Path) -> None:
-    """After a power cut, a rename is there only if the folder itself was flushed."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

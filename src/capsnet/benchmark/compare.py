@@ -12,6 +12,7 @@ import torch
 
 from capsnet.benchmark.sides import Side
 from capsnet.benchmark.workers import Job, SideError, Worker
+from capsnet.streams import tell
 
 WARM_UP = 2
 """Steps before each turn: the others' turns have left the caches to them, and perhaps the memory."""
@@ -94,16 +95,16 @@ class Comparison:
         except SideError as error:
             name = f"{key[1]}, batch {key[0]}"
             self.failed[name] = str(error)
-            print(f"capsnet: {name} is left out: {error}", file=sys.stderr)
+            tell(f"capsnet: {name} is left out: {error}")
             self.workers.pop(key).close()
             return None
 
     def _add(self, rows: list[dict[str, Any]]) -> None:
         """Whoever stops us has on stderr what is known so far; later lines of a row replace the earlier ones."""
         self.rows = self.rows + rows
-        if not sys.stderr.isatty():
+        if not _on_terminal():
             for row in rows:
-                print(json.dumps(row), file=sys.stderr, flush=True)
+                tell(json.dumps(row))
 
     def _task_rows(self, task: str, turns: Turns) -> list[dict[str, Any]]:
         rows = []
@@ -170,5 +171,9 @@ def _ratio(ours: list[float], theirs: list[float], more_is_better: bool) -> dict
 
 
 def _show(progress: str) -> None:
-    if sys.stderr.isatty():
-        print(f"{progress:<60}", end="\r", file=sys.stderr)
+    if _on_terminal():
+        tell(f"{progress:<60}", end="\r")
+
+
+def _on_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()

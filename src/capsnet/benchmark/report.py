@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import time
 from datetime import date
 from pathlib import Path
@@ -16,6 +15,7 @@ from capsnet.benchmark.routing import time_routing
 from capsnet.benchmark.sides import sides_on
 from capsnet.benchmark.stages import time_stages
 from capsnet.models import PAPER_SIZES
+from capsnet.streams import tell
 
 INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16")
 """Those that decide how fast products are, as Linux calls them."""
@@ -42,7 +42,7 @@ def benchmark(
     if device.type == "cuda":
         try:
             outcome["routing"] = time_routing(device)
-            print(json.dumps(outcome["routing"]), file=sys.stderr)
+            tell(json.dumps(outcome["routing"]))
         except RuntimeError as error:  # out of memory, or no compiler for a kernel; the rest can still be measured
             comparison.failed["routing"] = str(error).splitlines()[0]
         comparison.measure(batch_sizes)  # together, because their compilers share the cores

@@ -1,7 +1,6 @@
 """`capsnet evaluate`"""
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +13,7 @@ from capsnet.data import AVAILABLE
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
 from capsnet.evaluation import evaluate
+from capsnet.streams import tell
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Evaluate:
         run = runs.open_run(folder)
         data = self.data or run.data or "mnist"
         if not (self.data or run.data):
-            print("the run does not say what it was trained on; testing on mnist (another: --data)", file=sys.stderr)
+            tell("the run does not say what it was trained on; testing on mnist (another: --data)")
         smallest = min(run.model.config["in_shape"][1:])
         if not 0 <= self.shifts < smallest:
             raise InputError(

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +16,8 @@ from capsnet.data import AVAILABLE, ImageSet, PairSet
 from capsnet.errors import InputError
 from capsnet.evaluation import missed_things
 from capsnet.runs import Run
+from capsnet.streams import tell
+from capsnet.text import printable
 
 CHECKED = 64
 """Images on which the file is compared with the model."""
@@ -80,7 +81,7 @@ class Export:
             return
         print(f"greatest difference from the model {difference:.1e}, on {checked_on}; opset {export.OPSET}")
         for entry in files:
-            print(_line(entry))
+            print(printable(_line(entry)))
         if added is not None:
             print(f"8-bit numbers change the error by {added:+.2f} points")
 
@@ -92,7 +93,7 @@ class Export:
         except InputError as error:
             if self.data or self.int8:
                 raise
-            print(f"no test images, so noise is used to check the file: {error}", file=sys.stderr)
+            tell(f"no test images, so noise is used to check the file: {error}")
             return None
         return images
 

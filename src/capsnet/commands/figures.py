@@ -1,6 +1,5 @@
 """`capsnet figures`"""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,8 @@ from capsnet.commands import optional
 from capsnet.data import AVAILABLE
 from capsnet.errors import InputError
 from capsnet.models import CapsNet
+from capsnet.streams import tell
+from capsnet.text import printable
 
 if TYPE_CHECKING:
     from capsnet.insight.gallery import Draw
@@ -45,11 +46,11 @@ class Figures:
                 figure = draw(dark)
                 for kind in ("png", "svg"):
                     runs.write_atomically(folder / f"{name}{suffix}.{kind}", as_bytes(figure, kind))
-            print(folder / f"{name}.png", flush=True)
+            print(printable(folder / f"{name}.png"), flush=True)
             names.append(name)
         if not names:
             raise InputError(f"nothing to draw: {self.run_folder} has no {runs.METRICS}, and its model no capsules")
-        print("each as PNG and SVG, light and dark (NAME-dark)", file=sys.stderr)
+        tell("each as PNG and SVG, light and dark (NAME-dark)")
 
     def _figures(self, folder: Path) -> "Iterator[tuple[str, Draw]]":
         from capsnet.insight.gallery import figures_of
@@ -65,4 +66,4 @@ class Figures:
         if (folder / runs.METRICS).exists():
             yield "health", partial(draw_health, read_history(folder))
             if not complete:
-                print(f"{folder} is not complete: only its health is drawn", file=sys.stderr)
+                tell(f"{folder} is not complete: only its health is drawn")

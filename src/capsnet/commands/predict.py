@@ -14,13 +14,15 @@ import torch
 import tyro
 
 from capsnet import runs
-from capsnet.data.pictures import picture_endings, read_picture
+from capsnet.data.pictures import picture_endings, quiet_pillow, read_picture
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
 from capsnet.evaluation import detect
 from capsnet.models import CapsuleDetector, CNNDetector, Detector
 from capsnet.prediction import BATCH, Prediction, find_pictures, predict
 from capsnet.runs import Run
+from capsnet.streams import tell
+from capsnet.text import printable
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Predict:
             return 0
         predictions = predict(run, self.pictures, pick_device(self.device))
         # `closing`: the threads that read ahead are stopped now, whatever happens, not when Python gets round to it.
-        with contextlib.closing(predictions):
+        with quiet_pillow(), contextlib.closing(predictions):
             if any(map(os.path.isdir, self.pictures)):
                 return self._stream(run, predictions)
             answers = [_readable(prediction).as_json(run.class_names) for prediction in predictions]
@@ -56,7 +58,7 @@ class Predict:
         else:
             width = max(len(answer["picture"]) for answer in answers)
             for answer in answers:
-                print(_line(answer, width))
+                print(printable(_line(answer, width)))
         return 0
 
     def _detect(self, model: Detector, run: Run, pictures: list[Path]) -> None:
@@ -82,7 +84,7 @@ class Predict:
         width = max(len(answer["picture"]) for answer in answers)
         for answer in answers:
             told = f"[{answer['likelihood']:.2f}, {answer['orientation']:+.0f}°, {answer['size']:.2f}]"
-            print(f"{answer['picture']:<{width}}  {told}")
+            print(printable(f"{answer['picture']:<{width}}  {told}"))
 
     def _stream(self, run: Run, predictions: Iterator[Prediction]) -> int:
         """Print each answer as it comes; returns the exit status."""
@@ -91,7 +93,7 @@ class Predict:
         try:
             for prediction in predictions:
                 answer = prediction.as_json(run.class_names)
-                print(json.dumps(answer) if self.json else _line(answer))
+                print(json.dumps(answer) if self.json else printable(_line(answer)))
                 count += 1
                 unreadable += prediction.probabilities is None
                 if count % BATCH == 0:
@@ -107,7 +109,7 @@ class Predict:
             endings = " ".join(sorted(picture_endings()))
             raise InputError(f"there are no pictures in {places}; they are files with {endings}")
         if unreadable:
-            print(f"{unreadable:,} of {count:,} pictures could not be read", file=sys.stderr)
+            tell(f"{unreadable:,} of {count:,} pictures could not be read")
         return 1 if unreadable else 0
 
 
@@ -135,9 +137,9 @@ class _Progress:
         now = time.perf_counter()
         if self.shown and now > self.last + 0.2:
             speed = count / (now - self.started)
-            print(f"\r{count:,} pictures, {speed:,.0f}/s ", end="", file=sys.stderr, flush=True)
+            tell(f"{count:,} pictures, {speed:,.0f}/s ", end="\r")
             self.last = now
 
     def clear(self) -> None:
         if self.shown and self.last > self.started:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            tell("", end="\r\x1b[K")

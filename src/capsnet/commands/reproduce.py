@@ -16,6 +16,7 @@ from capsnet.errors import InputError
 from capsnet.experiments.records import FOLDER, current_commit, is_current, read_records
 from capsnet.experiments.rows import Row, find_rows
 from capsnet.experiments.table import format_table, make_table
+from capsnet.streams import tell
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,11 @@ class Reproduce:
         failed = 0 if self.table else self._make_runs(rows)
         records = read_records(self.out)
         if not records:
-            print(f"there are no records in {self.out / FOLDER}; --out names the folder of another", file=sys.stderr)
+            tell(f"there are no records in {self.out / FOLDER}; --out names the folder of another")
         for record in records:
             if record["row"] in {row.name for row in rows} and not is_current(record):
                 run = f"{record['row']} with seed {record['seed']}, {record['epochs']} epochs"
-                print(f"not counted, as the row was defined otherwise then: {run}", file=sys.stderr)
+                tell(f"not counted, as the row was defined otherwise then: {run}")
         lines = make_table(rows, records)
         print(json.dumps([line.as_json() for line in lines]) if self.json else format_table(lines))
         return 1 if failed else 0
@@ -117,7 +118,7 @@ class Reproduce:
             except NotAtHandError as error:
                 if self.rows or not row.needs:
                     raise
-                print(f"{row.name} left out: {error}", file=sys.stderr)
+                tell(f"{row.name} left out: {error}")
             except KeyboardInterrupt as stop:
                 raise KeyboardInterrupt(f"{str(stop) or 'interrupted'}; go on with: {typed}") from None
         return 0

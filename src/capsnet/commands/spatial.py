@@ -11,6 +11,7 @@ from capsnet.experiments.spatial.plan import SEEDS, runs_of
 from capsnet.experiments.spatial.records import is_current, read_records
 from capsnet.experiments.spatial.summary import Records, verdict
 from capsnet.experiments.spatial.tables import as_json, as_text
+from capsnet.streams import tell
 
 NAME = "spatial"
 RUNS = Path("runs") / "spatial"
@@ -41,14 +42,14 @@ def reproduce_spatial(
         for number, run in enumerate(chosen):
             try:
                 if reproduce(run, settings):
-                    print(f"{number + 1} of {len(chosen)} runs are there", file=sys.stderr)
+                    tell(f"{number + 1} of {len(chosen)} runs are there")
             except KeyboardInterrupt as stop:
                 raise KeyboardInterrupt(f"{str(stop) or 'interrupted'}; go on with: {typed}") from None
     found = read_records(out)
     for record in found:
         if not is_current(record):
             told = f"{record['variant']} on {record['task']} with seed {record['seed']}"
-            print(f"not counted, as it was defined otherwise then: {told}", file=sys.stderr)
+            tell(f"not counted, as it was defined otherwise then: {told}")
     records = Records(found, epochs)
     print(json.dumps(as_json(records)) if in_json else f"{verdict(records)}\n\n{as_text(records, parts)}")
 

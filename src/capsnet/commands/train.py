@@ -22,6 +22,8 @@ from capsnet.errors import InputError, ProcessLostError
 from capsnet.evaluation import Evaluation, evaluate
 from capsnet.models import CapsNet, Model, build_model, sizes
 from capsnet.recipe import Recipe
+from capsnet.streams import tell
+from capsnet.text import printable
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Train:
         if self.out or team.rank:
             self._run(self.out or Path("runs") / "of-the-first-process", team, device)
             return
-        folder = _claimed_folder(f"{Path(self.data.replace(':', '/')).resolve().stem}-{self.model}")
+        folder = _claimed_folder(f"{Path(os.path.realpath(self.data.replace(':', '/'))).stem}-{self.model}")
         try:
             self._run(folder, team, device)
         finally:
@@ -174,7 +176,7 @@ class Train:
         device: str,
     ) -> None:
         """Test, report, draw and print."""
-        print(f"testing on {len(test_set):,} images …", file=sys.stderr)
+        tell(f"testing on {len(test_set):,} images …")
         outcome = evaluate(model, test_set, device)
         report = self._report(outcome, rows, device)
         runs.write_json(folder / runs.REPORT, report)
@@ -193,9 +195,9 @@ class Train:
             lines.append(("picture", str(folder / name)))
         count = sum(parameter.numel() for parameter in model.parameters())
         epochs = f"{len(rows)} epoch{'s' if len(rows) > 1 else ''}"
-        print(f"\n{self.model} on {self.data}, {epochs}, {count:,} parameters\n")
+        print(f"\n{self.model} on {printable(self.data)}, {epochs}, {count:,} parameters\n")
         for name, value in lines:
-            print(f"  {name:<12}{value}")
+            print(f"  {name:<12}{printable(value)}")
 
     def _report(self, outcome: Evaluation, rows: list[dict[str, Any]], device: str) -> dict[str, Any]:
         trained = sum(row["seconds"] for row in rows)

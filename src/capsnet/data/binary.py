@@ -3,10 +3,12 @@
 import contextlib
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from capsnet.disk import open_file
 from capsnet.errors import InputError
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -45,10 +47,10 @@ class Bytes:
 def opened(path: Path) -> Iterator[Bytes]:
     """A file to read; what is wrong with it raises `InputError`. Whether it is packed is seen, not told by its name."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             packed = file.read(2) == GZIP_MAGIC
             file.seek(0)
-            size = path.stat().st_size
+            size = os.fstat(file.fileno()).st_size
             stream = gzip.GzipFile(fileobj=file) if packed else file
             yield Bytes(path, stream, size * GZIP_LIMIT if packed else size)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import stat
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +19,9 @@ from typing import Any
 import platformdirs
 from filelock import FileLock, Timeout
 
+from capsnet.disk import can_lock, flush, read_file
 from capsnet.errors import InputError
+from capsnet.streams import tell
 
 INDEX = "index.json"
 FORMAT = 2
@@ -103,7 +104,7 @@ def _read_index(entry: Path) -> dict[str, Any] | None:
     """None if there is no entry, or not all of it, or if it is not as it was written."""
     try:
         _state(entry / INDEX)
-        index = json.loads((entry / INDEX).read_bytes())
+        index = json.loads(read_file(entry / INDEX))
         whole = index.pop("sum") == _sum(index)
         whole = whole and all(_is_as_written(entry / name, *written) for name, written in index["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -153,10 +154,13 @@ def _clear(path: Path) -> None:
 def _locked(entry: Path, name: str) -> Iterator[None]:
     """The system gives the lock back when a process ends, however it ends."""
     lock = FileLock(entry.with_suffix(".lock"))
+    if not can_lock(Path(lock.lock_file)):
+        yield
+        return
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"another process is reading {name}; waiting for it …", file=sys.stderr)
+        tell(f"another process is reading {name}; waiting for it …")
         lock.acquire()
     try:
         yield
@@ -167,11 +171,11 @@ def _locked(entry: Path, name: str) -> Iterator[None]:
 def _sweep(folder: Path, own: str) -> None:
     """Clear away what killed processes left half-made of other entries."""
     for partial in folder.glob("*.partial"):
-        if partial.stem != own:
-            with contextlib.suppress(Timeout, OSError), FileLock(partial.with_suffix(".lock"), timeout=0):
+        if partial.stem != own and can_lock(lock := partial.with_suffix(".lock")):
+            with contextlib.suppress(Timeout, OSError), FileLock(lock, timeout=0):
                 _clear(partial)
 
 
 def _flush(path: Path) -> None:
     with path.open("rb+") as file:
-        os.fsync(file.fileno())
+        flush(file.fileno())

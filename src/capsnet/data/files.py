@@ -34,7 +34,7 @@ def read_files(
 ) -> ImageSet:
     """A split of the set of these pictures; `kind` and `note` are what its reader has to say of it."""
     said = [(f"{file.split}:{file.class_name}:{file.name}", file.state) for file in files]
-    identity = [kind, str(folder.resolve()), stamp(said)]
+    identity = [kind, os.path.realpath(folder), stamp(said)]
     return prepared(place, identity, lambda: _describe(place, folder, files, note), split, size, channels)
 
 

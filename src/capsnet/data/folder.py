@@ -86,31 +86,42 @@ def _folders(folder: Path) -> list[Path]:
         raise InputError(f"{folder} cannot be read: {error.strerror}") from None
 
 
-def _walk(folder: Path, name: str, above: frozenset[str] = frozenset()) -> Iterator[tuple[str, os.stat_result]]:
-    """All files under a folder, each with its path from the set's folder on; what links lead to, but not in circles."""
-    real = os.path.realpath(folder)
-    if real in above:
-        return
+def _walk(folder: Path, name: str) -> Iterator[tuple[str, os.stat_result]]:
+    """All files under a folder, each with its path from the set's folder on.
+
+    Links are followed, but a folder is entered once, however many ways lead there.
+    """
+    entered: set[tuple[int, int]] = set()
+    levels: list[Iterator[tuple[str, str]]] = [iter([(os.fspath(folder), name)])]
+    while levels:
+        path, own = next(levels[-1], ("", ""))
+        if not path:
+            levels.pop()
+            continue
+        state = _state(path)
+        if stat.S_ISDIR(state.st_mode):
+            if (state.st_dev, state.st_ino) not in entered:
+                entered.add((state.st_dev, state.st_ino))
+                levels.append(_entries(path, own))
+        elif stat.S_ISREG(state.st_mode) or stat.S_ISLNK(state.st_mode):  # reading a pipe would never end
+            yield own, state
+
+
+def _entries(folder: str, name: str) -> Iterator[tuple[str, str]]:
+    """What is in a folder, in order of names, each with its path from the set's folder on."""
     try:
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if not _visible(entry.name):
-                    continue
-                own, state = f"{name}/{entry.name}", _state(entry)
-                if stat.S_ISDIR(state.st_mode):
-                    yield from _walk(Path(entry.path), own, above | {real})
-                elif stat.S_ISREG(state.st_mode) or stat.S_ISLNK(state.st_mode):  # reading a pipe would never end
-                    yield own, state
+        names = sorted(filter(_visible, os.listdir(folder)))
     except OSError as error:
-        raise InputError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from None
+    return ((os.path.join(folder, entry), f"{name}/{entry}") for entry in names)
 
 
-def _state(entry: os.DirEntry[str]) -> os.stat_result:
+def _state(path: str) -> os.stat_result:
     """Of a link that leads nowhere its own; so it is told, and counts, like any picture that cannot be read."""
     try:
-        return entry.stat()
-    except OSError:
-        return entry.stat(follow_symlinks=False)
+        return os.stat(path) if os.path.exists(path) else os.lstat(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _visible(name: str) -> bool:

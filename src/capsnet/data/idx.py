@@ -34,7 +34,10 @@ def read_idx(place: str, split: str, size: tuple[int, int] | None = None, channe
     classes are 0 to the highest label in both splits. Raises `InputError` if a file is missing, damaged or another.
     """
     files = {use: {kind: _find(place, use, kind) for kind in DIMENSIONS} for use in SPLIT_NAMES}
-    states = [(str(path.resolve()), path.stat()) for own in files.values() for path in own.values()]
+    try:
+        states = [(os.path.realpath(path), path.stat()) for own in files.values() for path in own.values()]
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from None
     return prepared(place, ["idx", stamp(states)], lambda: _describe(place, files), split, size, channels)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from capsnet.data.framing import Framing
 from capsnet.errors import InputError
+from capsnet.text import printable
 
 PIECE = 2**24
 """Bytes of images that are looked at or moved at a time, where all of them may not fit into memory."""
@@ -48,6 +49,10 @@ class ImageSet:
             raise InputError(
                 f"labels must be 0 to {len(self.class_names) - 1}, but they reach from {lowest} to {highest}"
             )
+        names = tuple(map(printable, self.class_names))
+        if len(set(names)) < len(set(self.class_names)):
+            raise InputError("the names of two classes differ only in characters that cannot be shown; rename one")
+        object.__setattr__(self, "class_names", names)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
+from capsnet.disk import read_file
 from capsnet.errors import InputError
 
 HEADER = 128
@@ -36,7 +37,7 @@ def read_structure(path: Path, name: str, fields: tuple[str, ...]) -> list[Shape
     Raises `InputError` if the file is missing, damaged or no MATLAB 5 file, or if there are no such fields.
     """
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     order = BYTE_ORDERS.get(content[HEADER - 2 : HEADER])

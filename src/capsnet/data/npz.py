@@ -23,6 +23,7 @@ from capsnet.data.image_set import ImageSet
 from capsnet.data.pictures import MAX_PIXELS
 from capsnet.data.prepared import Part, Source, prepared
 from capsnet.data.splits import DRAWN, NAMES, draw_test, in_order, with_test
+from capsnet.disk import NotAFileError, open_file
 from capsnet.errors import InputError, gist
 
 IMAGES = ("images", "x", "data", "image", "imgs")
@@ -77,7 +78,7 @@ def read_npz(place: str, split: str, size: tuple[int, int] | None = None, channe
         state = path.stat()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    identity = ["npz", str(path.resolve()), stamp([(path.name, state)])]
+    identity = ["npz", os.path.realpath(path), stamp([(path.name, state)])]
     return prepared(place, identity, lambda: _describe(path, place), split, size, channels)
 
 
@@ -254,11 +255,13 @@ def _read_header(file: IO[bytes] | io.BufferedIOBase) -> tuple[tuple[int, ...], 
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """An archive to read; whatever is wrong with it raises `InputError`."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
             yield archive
     except InputError:
         raise
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
+    except NotAFileError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:  # of a damaged archive zipfile and NumPy raise whatever they stumble over
         raise InputError(f"{path} is damaged or no .npz file: {gist(error)}") from None

@@ -20,6 +20,7 @@ from torch import Tensor
 from capsnet.allocator import give_back
 from capsnet.data.framing import Framing
 from capsnet.data.image_set import ImageSet
+from capsnet.disk import NotAFileError, open_file
 from capsnet.errors import InputError, gist
 
 MAX_PIXELS = 100_000_000
@@ -155,6 +156,8 @@ def _opened(
             yield picture
     except FileNotFoundError:
         raise InputError(f"there is no picture {name}") from None
+    except NotAFileError as error:
+        raise InputError(f"{name} cannot be read: {error.strerror}") from None
     except IsADirectoryError:
         raise InputError(f"{name} is a folder, not a picture") from None
     except UnidentifiedImageError:
@@ -168,7 +171,7 @@ def _opened(
 
 
 def _file(source: Path | io.BytesIO) -> contextlib.AbstractContextManager[IO[bytes]]:
-    return contextlib.nullcontext(source) if isinstance(source, io.BytesIO) else open(source, "rb")
+    return contextlib.nullcontext(source) if isinstance(source, io.BytesIO) else open_file(source)
 
 
 def _as_seen(picture: Image.Image) -> Image.Image:

@@ -3,7 +3,6 @@
 import io
 import math
 import os
-import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,8 @@ from capsnet.data.image_set import ImageSet
 from capsnet.data.pictures import decode_picture, frame, measure_picture, quiet_pillow
 from capsnet.data.splits import check_classes
 from capsnet.errors import InputError
+from capsnet.streams import progress_console, tell
+from capsnet.text import printable
 
 LARGEST_SIDE = 64
 """Pixels, where the user does not say: what a capsule network takes in its stride."""
@@ -109,7 +110,7 @@ def prepared(
     """
     entry, index, made = _entry(place, identity, describe, size, channels)
     if made or split == "train":
-        print(index["told"], file=sys.stderr)
+        tell(index["told"])
     if split not in index["counts"]:
         raise InputError(f"{place} has no {split} pictures; there are: {', '.join(index['counts'])}")
     shape = (index["counts"][split], *index["shape"])
@@ -262,11 +263,10 @@ class Progress:
     """A bar on standard error, on a terminal; elsewhere a line at the start."""
 
     def __init__(self, place: str, total: int) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self.console = progress_console(markup=False, soft_wrap=True)
         columns = (
             TextColumn("reading"),
             BarColumn(),
@@ -276,7 +276,7 @@ class Progress:
         )
         self.bar = Bar(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         if self.bar.disable:
-            self.console.print(f"reading {total:,} pictures of {place} …")
+            self.console.print(printable(f"reading {total:,} pictures of {place} …"))
         self.task = self.bar.add_task("", total=total)
 
     def __enter__(self) -> "Progress":
@@ -291,7 +291,7 @@ class Progress:
 
     def note(self, line: str | None) -> None:
         if line:
-            self.console.print(line)
+            self.console.print(printable(line))
 
 
 def _told(

@@ -1,6 +1,7 @@
 """A table of picture paths and labels: CSV, as spreadsheets and pandas write it, or Parquet."""
 
 import csv
+import io
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from capsnet.data.files import PictureFile, read_files
 from capsnet.data.image_set import ImageSet
 from capsnet.data.parquet import Rows, read_parquet
 from capsnet.data.splits import NAMES, split_named
+from capsnet.disk import open_file
 from capsnet.errors import InputError
 
 PATHS = (
@@ -105,7 +107,7 @@ def _read_csv(path: Path) -> tuple[list[str], Rows]:
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
             while line := file.readline(LONGEST_LINE):
                 if len(line) == LONGEST_LINE or "\0" in line:
                     raise InputError(f"{path} is no table of text")

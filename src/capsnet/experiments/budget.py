@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import sys
 import tempfile
 import time
 import traceback
@@ -20,6 +19,7 @@ from capsnet.experiments.reproduce import TableSettings, reproduce, test_sets, t
 from capsnet.experiments.rows import Row
 from capsnet.models import build_model
 from capsnet.recipe import Recipe
+from capsnet.streams import tell
 from capsnet.training import fit
 
 TIMED = 50
@@ -94,7 +94,7 @@ def reproduce_within(seconds: float, rows: Sequence[Row], seeds: int | None, set
     while paces:
         epochs = plan(paces, (1 - SPARE) * (end - time.perf_counter()) / slower)
         for pace in paces[len(epochs) :]:
-            _tell(f"{pace.row.name} left out: there is no time for an epoch of it")
+            tell(f"{pace.row.name} left out: there is no time for an epoch of it")
         if not epochs:
             break
         pace, paces = paces[0], paces[1 : len(epochs)]
@@ -102,7 +102,7 @@ def reproduce_within(seconds: float, rows: Sequence[Row], seeds: int | None, set
             what = f"{pace.row.name} with seed {seed}"
             planned, started = pace.run(epochs[0]), time.perf_counter()
             if slower * planned > end - started:
-                _tell(f"{what} left out: it wants {slower * planned:.0f} s, and {end - started:.0f} s are left")
+                tell(f"{what} left out: it wants {slower * planned:.0f} s, and {end - started:.0f} s are left")
                 continue
             try:
                 reproduce(pace.row, seed, epochs[0], settings)
@@ -110,7 +110,7 @@ def reproduce_within(seconds: float, rows: Sequence[Row], seeds: int | None, set
                 failed += _failed(what)
             taken = time.perf_counter() - started
             slower = max(1.0, taken / planned)
-            _tell(f"{what}: {taken:.1f} s, planned {planned:.1f} s")
+            tell(f"{what}: {taken:.1f} s, planned {planned:.1f} s")
     return failed
 
 
@@ -119,14 +119,14 @@ def _paces(rows: Sequence[Row], seeds: int | None, settings: TableSettings, pati
     paces, failed, started = [], 0, time.perf_counter()
     for row in rows:
         if time.perf_counter() > started + patience:
-            _tell(f"{row.name} left out: to time it would take what the others need")
+            tell(f"{row.name} left out: to time it would take what the others need")
             continue
         try:
             pace = measure(row, seeds or row.seeds, settings)
         except Exception:
             failed += _failed(row.name)
         else:
-            _tell(f"{row.name}: {pace.start:.1f} s to start, {pace.epoch:.2f} s an epoch, {pace.test:.1f} s to test")
+            tell(f"{row.name}: {pace.start:.1f} s to start, {pace.epoch:.2f} s an epoch, {pace.test:.1f} s to test")
             paces.append(pace)
     return paces, failed
 
@@ -189,9 +189,5 @@ def _seconds_to_plan(train_set: ImageSet | PairSet, recipe: Recipe, device: torc
 
 def _failed(what: str) -> int:
     traceback.print_exc()
-    _tell(f"{what} failed")
+    tell(f"{what} failed")
     return 1
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -1,6 +1,5 @@
 """Runs behind the tables: what is missing is trained, what was interrupted resumed, each tested once at the end."""
 
-import sys
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from capsnet.experiments.records import is_current, read_record, record_path
 from capsnet.experiments.rows import AFFNIST, SMALLNORB, Row
 from capsnet.models import Ensemble, build_model
 from capsnet.recipe import Recipe
+from capsnet.streams import tell
 
 FULL_TEST_PAIRS = 10_000_000
 
@@ -55,10 +55,10 @@ def reproduce(row: Row, seed: int, epochs: int, settings: TableSettings) -> None
     for number in range(row.members):
         place = folder / f"member-{number}" if row.members > 1 else folder
         own = replace(recipe, seed=seed * row.members + number)
-        _tell(f"{place.relative_to(settings.folder)}: {row.about} on {row.data}, {epochs} epochs, seed {own.seed}")
+        tell(f"{place.relative_to(settings.folder)}: {row.about} on {row.data}, {epochs} epochs, seed {own.seed}")
         build = partial(build_model, row.model, row.config)
         members.append(trained(row.name, row.definition(), build, train_set, own, place, settings, held_out))
-    _tell(f"{path.stem}: testing")
+    tell(f"{path.stem}: testing")
     model = members[0] if len(members) == 1 else Ensemble(members)
     outcomes = {name: evaluate(model, data, settings.device, row.shifts) for name, data in tests.items()}
     runs.write_json(path, _record(row, recipe, folder, outcomes, settings))
@@ -167,7 +167,3 @@ def _final(row: Row, outcomes: dict[str, Evaluation]) -> dict[str, Any]:
             figures = {"images": found.images, "errors": found.errors, "error": round(found.error, 5)}
             final |= {f"{name}_{figure}": value for figure, value in figures.items()}
     return final
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr)

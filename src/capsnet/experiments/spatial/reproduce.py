@@ -1,6 +1,5 @@
 """The runs behind the test of the claim: trained, resumed where they were interrupted, measured once, recorded."""
 
-import sys
 import time
 from dataclasses import asdict
 from functools import partial
@@ -15,6 +14,7 @@ from capsnet.experiments.spatial.plan import Run, training_set
 from capsnet.experiments.spatial.readout import measure_readout
 from capsnet.experiments.spatial.records import is_current, read_record, record_path
 from capsnet.models import CapsNet, CapsuleDetector, CNNDetector, Model, SmallCNN, build_model
+from capsnet.streams import tell
 
 
 def reproduce(run: Run, settings: Settings) -> bool:
@@ -30,12 +30,12 @@ def reproduce(run: Run, settings: Settings) -> bool:
         return False
     runs.make_folder(path.parent)
     folder = settings.folder / run.name
-    _tell(f"{run.name}: {run.variant.about}, {run.recipe.epochs} epochs")
+    tell(f"{run.name}: {run.variant.about}, {run.recipe.epochs} epochs")
     build = partial(build_model, *run.model)
     model = trained(
         f"spatial {run.name}", run.definition(), build, training_set(run.task), run.recipe, folder, settings
     )
-    _tell(f"{run.name}: measuring")
+    tell(f"{run.name}: measuring")
     started = time.perf_counter()
     measures = _measure(run, model, settings)
     curve = runs.read_metrics(folder)
@@ -62,7 +62,3 @@ def _measure(run: Run, model: Model, settings: Settings) -> dict[str, Any]:
         return {**measure_readout(model, settings.device), "adversarial": measure_attacks(model, settings.device)}
     assert isinstance(model, CapsuleDetector | CNNDetector)
     return measure_detection(model, run.task == "all", run.task == "painted", settings.device)
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr)
