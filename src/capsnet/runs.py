@@ -39,6 +39,7 @@ from capsnet.data.framing import Framing
 from capsnet.devices import training_precision
 from capsnet.errors import InputError
 from capsnet.models import Detector, Model, build_model, model_name
+from capsnet.models.settings import MAX_SIDE
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -46,8 +47,6 @@ METRICS = "metrics.csv"
 REPORT = "report.json"
 CHECKPOINT = "last.ckpt"
 CARD = "README.md"
-LARGEST = 10_000
-"""Pixels along a side of an image, or its channels: no more was ever trained on."""
 TYPED = ("typed", "command")
 """Where a run's config says what was typed, with places on somebody's computer."""
 
@@ -169,7 +168,7 @@ def _image_shape(folder: Path, config: dict[str, Any], model: Model) -> tuple[in
     if (
         not isinstance(shape, list | tuple)
         or len(shape) != 3
-        or not all(type(whole) is int and cut <= whole <= LARGEST for whole, cut in zip(shape, seen, strict=True))
+        or not all(type(whole) is int and cut <= whole <= MAX_SIDE for whole, cut in zip(shape, seen, strict=True))
     ):
         raise InputError(f"{folder / CONFIG} is damaged: the shape of its images is {shape!r}")
     channels, height, width = shape

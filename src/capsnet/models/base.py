@@ -6,16 +6,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from capsnet.errors import InputError
 from capsnet.functional import multi_hot
+from capsnet.models.settings import checked
 
 Images = Float[Tensor, "batch channels height width"]
 Labels = Int[Tensor, "batch *present"]
 """The class of each image `(B,)`, or the classes of the several things on it `(B, K)`, all different."""
 Targets = Float[Tensor, "batch present channels height width"]
 """What each thing on an image looks like alone; a decoder is trained against it."""
-
-MAX_WIDTH = 16.0
 
 
 class Loss(NamedTuple):
@@ -32,22 +30,6 @@ def sigmoid_loss(logits: Float[Tensor, "batch classes"], labels: Labels) -> Floa
     return binary_cross_entropy_with_logits(logits, present, reduction="sum") / len(logits)
 
 
-def checked_shape(in_shape: tuple[int, int, int], num_classes: int) -> tuple[int, int, int]:
-    """(channels, height, width). Raises `InputError` if they, or the classes, are none."""
-    if len(in_shape) != 3:
-        raise InputError(f"in_shape is (channels, height, width), not {in_shape}")
-    check_sizes(num_classes, *in_shape)
-    return in_shape
-
-
-def check_sizes(*sizes: int) -> None:
-    for size in sizes:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise InputError(f"sizes of a model are whole numbers from 1, not {size!r}")
-
-
 def scaled(size: int, width: float) -> int:
     """`width` times the size of a layer, at least 1. Raises `InputError` if no layer can be so wide."""
-    if not 0 < width <= MAX_WIDTH:
-        raise InputError(f"the width of a network is above 0 and at most {MAX_WIDTH}, not {width}")
-    return max(1, round(size * width))
+    return max(1, round(size * checked({"width": width})["width"]))

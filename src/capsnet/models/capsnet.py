@@ -11,11 +11,10 @@ from capsnet import functional
 from capsnet.convolution import Conv2d
 from capsnet.errors import InputError
 from capsnet.layers import ROUTED_LENGTH, Decoder, DenseCapsules, PrimaryCapsules
-from capsnet.models.base import Images, Labels, Loss, Targets, check_sizes, checked_shape
+from capsnet.models.base import Images, Labels, Loss, Targets
 from capsnet.models.hidden import hidden_layers
+from capsnet.models.settings import checked
 from capsnet.stem import build_stem, stem_depth
-
-MAX_ITERATIONS = 100
 
 
 class CapsuleOutput(NamedTuple):
@@ -54,14 +53,8 @@ class CapsNet(nn.Module):
         hidden_capsules: Sequence[tuple[int, ...]] = (),
     ) -> None:
         super().__init__()
-        checked_shape(in_shape, num_classes)
-        check_sizes(conv_channels, primary_types, primary_dim, capsule_dim, kernel_size, *decoder_hidden)
-        if not 1 <= iterations <= MAX_ITERATIONS:
-            raise InputError(f"routing iterations must be 1 to {MAX_ITERATIONS}, not {iterations}")
-        self.stem, described, features = build_stem(stem, in_shape, conv_channels // 4)
-        self.grid = _grid(features[1:], kernel_size, in_shape[1:])
-        self.config: dict[str, Any] = {
-            "in_shape": tuple(in_shape),
+        settings = {
+            "in_shape": in_shape,
             "num_classes": num_classes,
             "iterations": iterations,
             "conv_channels": conv_channels,
@@ -70,13 +63,17 @@ class CapsNet(nn.Module):
             "capsule_dim": capsule_dim,
             "kernel_size": kernel_size,
             "decoder": decoder,
-            "decoder_hidden": tuple(decoder_hidden),
+            "decoder_hidden": decoder_hidden,
             "leaky": leaky,
         }
+        self.config: dict[str, Any] = checked(settings)
+        self.stem, described, features = build_stem(stem, in_shape, conv_channels // 4)
+        self.grid = _grid(features[1:], kernel_size, in_shape[1:])
         if described or stem_depth(*in_shape[1:]):
             self.config["stem"] = described
+        hidden = checked({"hidden_capsules": hidden_capsules})
         if hidden_capsules:
-            self.config["hidden_capsules"] = tuple(map(tuple, hidden_capsules))
+            self.config |= hidden
         self.conv = Conv2d(features[0], conv_channels, kernel_size, relu=True)
         # He et al. 2015: keeps the scale of activations through a ReLU; see PrimaryCapsules for why scale matters.
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
