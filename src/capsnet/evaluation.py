@@ -14,6 +14,7 @@ from torch import Tensor
 from capsnet.data import ImageSet, PairSet, to_float
 from capsnet.data.augment import shift
 from capsnet.devices import pick_device
+from capsnet.errors import InputError
 from capsnet.models import Detection, Detector, Ensemble, Model
 
 BATCH = 500
@@ -73,7 +74,7 @@ def evaluate(
     size = images_at_once(data.image_shape)
     for start in range(0, len(data), size):
         batch = data.batch(start, start + size)
-        scores = _probabilities(model, batch.images.to(device), shifts).cpu()
+        scores = _probabilities(model, batch.images.to(device), shifts)
         labels = batch.labels.cpu()
         missed = missed_things(scores, labels)
         wrong.append(missed.any(dim=1))
@@ -149,7 +150,7 @@ def probabilities(
     device = pick_device(device)
     model.to(device).eval()
     size = batch_size or images_at_once(images.shape[1:])
-    return torch.cat([_probabilities(model, part.to(device), shifts).cpu() for part in images.split(size)])
+    return torch.cat([_probabilities(model, part.to(device), shifts) for part in images.split(size)])
 
 
 @torch.inference_mode()
@@ -160,7 +161,7 @@ def detect(
     device = pick_device(device)
     model.to(device).eval()
     found = [model.detect(to_float(part.to(device))) for part in images.split(BATCH)]
-    return Detection(*(torch.cat([each.float().cpu() for each in parts]) for parts in zip(*found, strict=True)))
+    return Detection(*(torch.cat([_answers(each) for each in parts]) for parts in zip(*found, strict=True)))
 
 
 def _probabilities(
@@ -171,7 +172,15 @@ def _probabilities(
         answers = [
             model.probabilities(to_float(_shifted(images, down, right))).float() for down in reach for right in reach
         ]
-        return torch.stack(answers).mean(dim=0)
+        return _answers(torch.stack(answers).mean(dim=0))
+
+
+def _answers(answers: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """On the CPU. Raises `InputError` if the network has overflowed."""
+    answers = answers.float().cpu()
+    if not bool(answers.isfinite().all()):
+        raise InputError("the weights of this model give no finite answer: they are too large, or damaged")
+    return answers
 
 
 def _shifted(
