@@ -52,9 +52,15 @@ class Recorder(Callback):
         self.learning_rate = 0.0
         self.seconds = 0.0  # of this epoch, before the last resumption
         self.started = 0.0
+        self.has_begun = False
+        """Whether a step was made, be it after a resumption."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = time.perf_counter()
+        steps, done = trainer.num_training_batches, trainer.fit_loop.epoch_loop.batch_progress.current
+        if divmod(trainer.global_step, steps) != (trainer.current_epoch, done.ready % steps):
+            raise InputError(f"the checkpoint in {self.folder} is damaged: its steps and epochs contradict each other")
+        self.check_position(trainer)
         self._leave_to_the_first(trainer)  # what a checkpoint has brought
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -63,6 +69,7 @@ class Recorder(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.has_begun = True
         self._add(outputs)
         if (batch_idx + 1) % CHECK_EVERY == 0:
             self.refuse_unless_finite(trainer)
@@ -108,7 +115,16 @@ class Recorder(Callback):
         return {"rows": self.rows, "sums": {k: v.cpu() for k, v in self.sums.items()}, "seconds": seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows, self.sums, self.seconds = state_dict["rows"], state_dict["sums"], state_dict["seconds"]
+        rows, sums, seconds = state_dict["rows"], state_dict["sums"], state_dict["seconds"]
+        figures = [seconds, *sums.values(), *(value for row in rows for value in row.values())]
+        if not all(math.isfinite(figure) for figure in figures) or any(value < 0 for value in (seconds, *sums.values())):
+            raise InputError(f"the checkpoint in {self.folder} is damaged: its figures are none")
+        self.rows, self.sums, self.seconds = rows, sums, seconds
+
+    def check_position(self, trainer: Trainer) -> None:
+        """Raises `InputError` unless there is a row for each epoch that is done."""
+        if [row.get("epoch") for row in self.rows] != list(range(1, trainer.current_epoch + 1)):
+            raise InputError(f"the checkpoint in {self.folder} is damaged: it does not tell of each epoch")
 
     def refuse_unless_finite(self, trainer: Trainer) -> dict[str, torch.Tensor]:
         """The sums over all processes; the first process has them from here on.

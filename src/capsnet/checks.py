@@ -2,6 +2,7 @@
 
 import math
 import reprlib
+from typing import TypeGuard
 
 from capsnet.errors import InputError
 
@@ -17,7 +18,7 @@ def whole(name: str, value: object, low: int, high: int) -> int:
 
 def number(name: str, value: object, low: int | float = -math.inf, high: int | float = math.inf) -> int | float:
     """A finite number from `low` to `high`. Raises `InputError` for anything else, True included."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+    if not is_number(value):
         raise InputError(f"{name} must be a finite number, not {shown(value)}")
     if not low <= value <= high:
         raise InputError(f"{name} must be {low:g} to {high:g}, not {shown(value)}")
@@ -36,8 +37,9 @@ def shown(value: object) -> str:
     return reprlib.repr(value)
 
 
-def _is_finite(value: int | float) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether it is a finite one. True is none, nor is a whole number that no float can hold."""
     try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number that no float can hold
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
         return False

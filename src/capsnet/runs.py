@@ -16,6 +16,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -40,7 +41,7 @@ from capsnet.checks import number, shown, whole
 from capsnet.data import ImageSet, PairSet, has_any_size, open_dataset
 from capsnet.data.framing import Framing
 from capsnet.devices import training_precision
-from capsnet.errors import InputError
+from capsnet.errors import InputError, ProcessLostError
 from capsnet.evaluation import probabilities
 from capsnet.models import Detector, Model, build_model, model_name
 from capsnet.models.settings import MAX_SIDE
@@ -391,6 +392,24 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def cleared_on_failure(folder: Path) -> Iterator[None]:
+    """For a run that has just begun: what fails before the first checkpoint does not keep the folder from a new try.
+
+    What was interrupted is kept, because it can be resumed from the start.
+    """
+    try:
+        yield
+    except ProcessLostError:
+        raise
+    except Exception:
+        if not (folder / CHECKPOINT).exists():
+            for name in (CONFIG, METRICS):
+                (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        raise
 
 
 def _flush_folder(folder: Path) -> None:

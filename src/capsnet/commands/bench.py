@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
+from capsnet.checks import whole
 from capsnet.devices import pick_device
-from capsnet.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Bench:
     def run(self) -> None:
         from capsnet.benchmark.report import benchmark, format_tables
 
-        if self.rounds < 1 or not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise InputError("rounds and batch sizes must be at least 1")
+        whole("--rounds", self.rounds, 1, 10_000)
+        for size in self.batch_sizes:
+            whole("--batch-sizes", size, 1, 1_000_000)
         outcome = benchmark(self.batch_sizes, self.rounds, pick_device(self.device))
         print(json.dumps(outcome) if self.json else format_tables(outcome))

@@ -1,11 +1,11 @@
 """What is kept of a run: one JSON file, with all that is needed to judge it and to do it again."""
 
-import math
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from capsnet import runs
+from capsnet.checks import is_number
 from capsnet.errors import InputError
 from capsnet.experiments.rows import ROWS, Row
 from capsnet.recipe import is_recipe
@@ -92,7 +92,7 @@ def _says_where_it_stopped(record: dict[str, Any]) -> bool:
 
 
 def _is_percentage(value: Any) -> bool:
-    return _is(value, (int, float)) and math.isfinite(value) and 0 <= value <= 100
+    return is_number(value) and 0 <= value <= 100
 
 
 def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
