@@ -15,6 +15,7 @@ from capsnet.data import ImageSet, PairSet, to_float
 from capsnet.data.augment import shift
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
+from capsnet.functional import class_numbers
 from capsnet.models import Detection, Detector, Ensemble, Model
 
 BATCH = 500
@@ -117,8 +118,11 @@ def images_at_once(image_shape: Sequence[int]) -> int:
 def missed_things(
     scores: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch *present"]
 ) -> Bool[Tensor, "batch things"]:
-    """For each of the K things on an image, whether its class is not among the K highest scores."""
-    present = labels.reshape(len(labels), -1)
+    """For each of the K things on an image, whether its class is not among the K highest scores.
+
+    Raises `InputError` for labels that are none (`functional.class_numbers`).
+    """
+    present = class_numbers(labels, scores.shape[1], len(scores)).reshape(len(labels), -1)
     highest = scores.topk(present.shape[1]).indices
     return (present[:, :, None] != highest[:, None, :]).all(dim=2)
 
@@ -146,7 +150,15 @@ def probabilities(
     batch_size: int | None = None,
     shifts: int = 0,
 ) -> Float[Tensor, "count classes"]:
-    """The probability of each class for each image, computed in batches; on the CPU. Leaves the model on `device`."""
+    """The probability of each class for each image, computed in batches; on the CPU. Leaves the model on `device`.
+
+    Raises `InputError` for images that are not bytes, and if the network overflows.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise InputError(
+            f"images must be uint8 of shape (N, C, H, W), not {images.dtype} of shape {tuple(images.shape)}; "
+            "a model itself takes floats: model.probabilities"
+        )
     device = pick_device(device)
     model.to(device).eval()
     size = batch_size or images_at_once(images.shape[1:])

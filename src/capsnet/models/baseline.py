@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from capsnet import functional
 from capsnet.convolution import Conv2d
-from capsnet.models.base import Images, Labels, Loss, Targets, scaled
+from capsnet.models.base import Images, Labels, Loss, Targets, check_images, scaled
 from capsnet.models.settings import checked
 
 
@@ -43,11 +43,13 @@ class BaselineCNN(nn.Module):
         start_weights(self)
 
     def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
+        check_images(images, self.config["in_shape"])
         return self.classifier(self.features(images))
 
     def loss(self, images: Images, labels: Labels, targets: Targets | None = None) -> Loss:
         """Cross-entropy; several classes on an image share the probability. `targets` are for decoders: unused."""
         logits = self(images)
+        labels = functional.class_numbers(labels, logits.shape[1], len(images))
         present = functional.multi_hot(labels, logits.shape[1])
         share = present / present.sum(dim=1, keepdim=True)
         return Loss(nn.functional.cross_entropy(logits, share), {}, logits)

@@ -11,7 +11,7 @@ from capsnet import functional
 from capsnet.convolution import Conv2d
 from capsnet.errors import InputError
 from capsnet.layers import ROUTED_LENGTH, Decoder, DenseCapsules, PrimaryCapsules
-from capsnet.models.base import Images, Labels, Loss, Targets
+from capsnet.models.base import Images, Labels, Loss, Targets, check_images
 from capsnet.models.hidden import hidden_layers
 from capsnet.models.settings import checked
 from capsnet.stem import build_stem, stem_depth
@@ -92,7 +92,8 @@ class CapsNet(nn.Module):
         return CapsuleOutput(capsules, functional.lengths(capsules))
 
     def features(self, images: Images) -> Float[Tensor, "batch features rows columns"]:
-        """Stem and Conv1: what the primary capsules look at."""
+        """Stem and Conv1: what the primary capsules look at. Raises `ValueError` for images that are none of its."""
+        check_images(images, self.config["in_shape"])
         return self.conv(self.stem(images))
 
     def voters(self, primary: Float[Tensor, "batch primary primary_dim"]) -> Float[Tensor, "batch capsules dim"]:
@@ -125,11 +126,13 @@ class CapsNet(nn.Module):
     def loss(self, images: Images, labels: Labels, targets: Targets | None = None) -> Loss:
         """Margin loss, plus the scaled reconstruction loss where there is a decoder (paper, sections 3 and 4.1).
 
-        Where several classes are on an image, `labels` is `(B, K)` and the capsule of each is decoded alone, against
-        its own target (section 6); their reconstruction losses add up. Otherwise the target is the image.
-        Raises `ValueError` if a decoder has several labels and no targets.
+        `labels` are class numbers `(B,)`. Where several classes are on an image they are `(B, K)`, and the capsule of
+        each is decoded alone, against its own target (section 6); their reconstruction losses add up. Otherwise the
+        target is the image. Raises `ValueError` for other labels (`functional.class_numbers`), and if a decoder has
+        several and no targets.
         """
         capsules, lengths = self(images)
+        labels = functional.class_numbers(labels, lengths.shape[1], len(images))
         margin = functional.margin_loss(lengths, functional.multi_hot(labels, lengths.shape[1]))
         if self.decoder is None:
             return Loss(margin, {"margin": margin}, lengths)

@@ -67,6 +67,7 @@ class CapsuleDetector(CapsNet):
         `targets` are the poses; those of other images do not count. Raises `ValueError` without.
         """
         capsules, lengths = self(images)
+        labels = functional.class_numbers(labels, 2, len(images))
         if self.config["objective"] == "margin":
             parts = {"margin": functional.margin_loss(lengths, labels)}
         else:
@@ -119,6 +120,7 @@ class CNNDetector(SmallCNN):
     def loss(self, images: Images, labels: Labels, targets: Poses | None = None) -> Loss:
         """Sigmoid cross-entropy, summed over the classes, and the rest as `CapsuleDetector.loss` has it."""
         hidden = self.hidden(images)
+        labels = functional.class_numbers(labels, 2, len(images))
         logits = self.head(hidden)
         if self.config["objective"] == "margin":
             parts = {"margin": functional.margin_loss(logits.sigmoid(), labels)}

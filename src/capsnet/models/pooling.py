@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from capsnet.convolution import Conv2d
 from capsnet.errors import InputError
-from capsnet.models.base import Images, Labels, Loss, Targets, scaled, sigmoid_loss
+from capsnet.models.base import Images, Labels, Loss, Targets, check_images, scaled, sigmoid_loss
 from capsnet.models.baseline import start_weights
 from capsnet.models.settings import checked
 from capsnet.pooling import MaxPool2d
@@ -52,6 +52,7 @@ class PoolingCNN(nn.Module):
         start_weights(self)
 
     def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
+        check_images(images, self.config["in_shape"])
         return self.classifier(self.features(images))
 
     def loss(self, images: Images, labels: Labels, targets: Targets | None = None) -> Loss:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from capsnet.convolution import Conv2d
 from capsnet.errors import InputError
-from capsnet.models.base import Images, Labels, Loss, Targets, sigmoid_loss
+from capsnet.models.base import Images, Labels, Loss, Targets, check_images, sigmoid_loss
 from capsnet.models.baseline import start_weights
 from capsnet.models.settings import checked
 from capsnet.pooling import MaxPool2d
@@ -49,6 +49,7 @@ class SmallCNN(nn.Module):
 
     def hidden(self, images: Images) -> Float[Tensor, "batch features"]:
         """The last hidden layer."""
+        check_images(images, self.config["in_shape"])
         return self.features(images)
 
     def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
