@@ -30,8 +30,8 @@ wrong = [
     (images[0], "images[None]"), (images[0, 0], "(B, C, H, W)"), (images[..., None, :, :], "(B, C, H, W)"),
     (images.expand(4, 3, 20, 20), "of shape (4, 3, 20, 20)"), (images[..., 1:], "of shape (4, 1, 20, 19)"),
     (images.flatten(1), "of shape (4, 400)"), (images.permute(0, 2, 3, 1), "of shape (4, 20, 20, 1)"),
-    ((255 * images).byte(), "/ 255"), ((255 * images).long(), "/ 255"), (images > 0.5, "/ 255"), (images.numpy(), "ndarray"),
-    (holed, "not finite"), (images / 0, "not finite"),
+    ((255 * images).byte(), "/ 255"), ((255 * images).long(), "/ 255"), (images > 0.5, "/ 255"),
+    (images.numpy(), "ndarray"), (holed, "not finite"), (images / 0, "not finite"),
 ]
 for model in models:
     targets = poses if hasattr(model, "detect") else None

@@ -95,8 +95,9 @@ def test_the_margin_loss_takes_multi_hot_rows_of_zeros_and_ones_alone():
         + """
 lengths, rows = torch.rand(4, 3), torch.tensor([[1, 0, 0], [0, 1, 1], [0, 0, 0], [0, 1, 0]])
 assert margin_loss(lengths, rows) == margin_loss(lengths, rows.float()) == margin_loss(lengths, rows.bool())
-for wrong in (rows * 2, rows - 1, rows * torch.nan, rows[:3], rows[:, :2], rows.float()[:, 0], torch.tensor([1, 2, 3, 0])):
-    refused(lambda: margin_loss(lengths, wrong))
+wrong = [rows * 2, rows - 1, rows * torch.nan, rows[:3], rows[:, :2], rows.float()[:, 0], torch.tensor([1, 2, 3, 0])]
+for targets in wrong:
+    refused(lambda: margin_loss(lengths, targets))
 """
     )
 

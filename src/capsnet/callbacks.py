@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from capsnet.checks import is_number
 from capsnet.errors import InputError
 from capsnet.health import vital_signs
 from capsnet.models import CapsNet
@@ -58,8 +59,11 @@ class Recorder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = time.perf_counter()
         steps, done = trainer.num_training_batches, trainer.fit_loop.epoch_loop.batch_progress.current
-        if divmod(trainer.global_step, steps) != (trainer.current_epoch, done.ready % steps):
-            raise InputError(f"the checkpoint in {self.folder} is damaged: its steps and epochs contradict each other")
+        epoch, step = divmod(trainer.global_step, steps)
+        forgotten = trainer.global_step > 0 and not trainer.optimizers[0].state
+        # At the end of an epoch as many are done as there are, or none.
+        if epoch != trainer.current_epoch or done.ready not in {step, step or steps} or forgotten:
+            raise InputError(f"the checkpoint in {self.folder} is damaged: its parts contradict each other")
         self.check_position(trainer)
         self._leave_to_the_first(trainer)  # what a checkpoint has brought
 
@@ -69,8 +73,8 @@ class Recorder(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.has_begun = True
         self._add(outputs)
+        self.has_begun = True
         if (batch_idx + 1) % CHECK_EVERY == 0:
             self.refuse_unless_finite(trainer)
 
@@ -116,8 +120,12 @@ class Recorder(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         rows, sums, seconds = state_dict["rows"], state_dict["sums"], state_dict["seconds"]
-        figures = [seconds, *sums.values(), *(value for row in rows for value in row.values())]
-        if not all(math.isfinite(figure) for figure in figures) or any(value < 0 for value in (seconds, *sums.values())):
+        figures = [
+            seconds,
+            *(total.item() for total in sums.values()),
+            *(value for row in rows for value in row.values()),
+        ]
+        if not all(map(is_number, figures)) or min(figures[: 1 + len(sums)]) < 0:
             raise InputError(f"the checkpoint in {self.folder} is damaged: its figures are none")
         self.rows, self.sums, self.seconds = rows, sums, seconds
 

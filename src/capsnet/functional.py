@@ -82,12 +82,17 @@ def class_numbers(
 ) -> Int64[Tensor, "batch *present"]:
     """Labels as all models take them, checked: class numbers from 0, of any integer type.
 
-    `(B,)`, one for each image, also as a column `(B, 1)`, which becomes `(B,)`; or `(B, K)` where K different things are
-    on each image, fewer than there are classes. One-hot rows are therefore none, whatever they hold: as class numbers
-    they would be wrong. `count` is the number of images. Raises `InputError`, a `ValueError`, for anything else; whether
-    a number is a class is only looked at on the CPU, because on a GPU every look waits for it.
+    `(B,)`, one for each image, also as a column `(B, 1)`, which becomes `(B,)`; or `(B, K)` where K different things
+    are on each image, fewer than there are classes. So one-hot rows are refused by their shape: as class numbers they
+    would be wrong. `count` is the number of images. Raises `InputError`, a `ValueError`, for anything else. Whether a
+    number is a class is only looked at on the CPU, because on a GPU every look waits for it.
     """
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+    if (
+        not isinstance(labels, Tensor)
+        or labels.is_floating_point()
+        or labels.is_complex()
+        or labels.dtype == torch.bool
+    ):
         kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise InputError(f"labels are class numbers, a tensor of whole numbers from 0 to {num_classes - 1}, not {kind}")
     shape = tuple(labels.shape)
@@ -107,12 +112,16 @@ def class_numbers(
         labels = labels[:, 0]
     labels = labels.long()
     if labels.device.type == "cpu" and labels.numel() and not is_traced():
-        low, high = map(int, labels.aminmax())
-        if low < 0 or high >= num_classes:
-            raise InputError(f"labels must be 0 to {num_classes - 1}, but they reach from {low} to {high}")
-        if labels.ndim == 2 and bool((labels.sort(1).values.diff(dim=1) == 0).any()):
-            raise InputError("the classes of the things on an image must be different")
+        _check_classes(labels, num_classes)
     return labels
+
+
+def _check_classes(labels: Int64[Tensor, "batch *present"], num_classes: int) -> None:
+    low, high = map(int, labels.aminmax())
+    if low < 0 or high >= num_classes:
+        raise InputError(f"labels must be 0 to {num_classes - 1}, but they reach from {low} to {high}")
+    if labels.ndim == 2 and bool((labels.sort(1).values.diff(dim=1) == 0).any()):
+        raise InputError("the classes of the things on an image must be different")
 
 
 def reconstruction_loss(

@@ -313,7 +313,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _finite(text: str) -> float:
+def _finite(text: Any) -> float:
     if not math.isfinite(float(text)):
         raise ValueError(f"{text} is no finite number")
     return float(text)

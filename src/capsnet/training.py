@@ -108,7 +108,10 @@ def fit(
             runs.require_free(folder)  # of two that started at once one has the lock, and has begun
             runs.write_config(folder, model, fingerprint=fingerprint, **sections)
         started = writes and not resume
-        with runs.cleared_on_failure(folder) if folder and started else contextlib.nullcontext(), working_together(team):
+        with (
+            runs.cleared_on_failure(folder) if folder and started else contextlib.nullcontext(),
+            working_together(team),
+        ):
             rows = _train(model, train_set, recipe, held_out, folder, fingerprint, team, tensorboard, progress)
         if folder and writes:
             runs.save_weights(model, folder)

@@ -47,6 +47,8 @@ def read_record(path: Path) -> dict[str, Any]:
         wrong = [f"final.{name}" for name, value in percentages.items() if not _is_percentage(value)]
         wrong += [] if "error" in percentages else ["final.error"]
         interval = record["final"].get("interval", [0, 0])
+        images = record["final"].get("images", 0)
+        wrong += [] if _is(images, int) and images >= 0 else ["final.images"]
         whole = isinstance(interval, list) and len(interval) == 2 and all(map(_is_percentage, interval))
         wrong += [] if whole else ["final.interval"]
         wrong += [] if _says_where_it_stopped(record) else ["curve"]

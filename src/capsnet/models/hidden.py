@@ -40,7 +40,8 @@ def hidden_layers(
             types, dim = size[:2]
         else:
             raise InputError(
-                f"a hidden layer is (capsules, dim), or (types, dim, kernel_size) with or without a stride, not {shown(size)}"
+                "a hidden layer is (capsules, dim), or (types, dim, kernel_size) with or without a stride, "
+                f"not {shown(size)}"
             )
     return nn.ModuleList(layers), grid, types, dim
 
