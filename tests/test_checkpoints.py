@@ -130,7 +130,7 @@ def test_what_was_sealed_with_other_content_is_refused_in_one_line(interrupted, 
         (interrupted / runs.WEIGHTS).unlink(missing_ok=True)
 
 
-def test_what_fails_before_the_first_checkpoint_does_not_block_the_folder(tmp_path, monkeypatch):
+def test_what_fails_before_anything_was_kept_does_not_block_the_folder(tmp_path, monkeypatch):
     folder = tmp_path / "run"
 
     def broken(self, epoch, step):

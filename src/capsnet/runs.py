@@ -396,7 +396,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cleared_on_failure(folder: Path) -> Iterator[None]:
-    """For a run that has just begun: what fails before the first checkpoint does not keep the folder from a new try.
+    """For a run that has just begun: what fails before anything was kept does not keep the folder from a new try.
 
     What was interrupted is kept, because it can be resumed from the start.
     """
@@ -405,9 +405,8 @@ def cleared_on_failure(folder: Path) -> Iterator[None]:
     except ProcessLostError:
         raise
     except Exception:
-        if not (folder / CHECKPOINT).exists():
-            for name in (CONFIG, METRICS):
-                (folder / name).unlink(missing_ok=True)
+        if not any((folder / name).exists() for name in (CHECKPOINT, METRICS)):
+            (folder / CONFIG).unlink(missing_ok=True)
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         raise
 
