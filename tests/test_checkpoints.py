@@ -130,15 +130,14 @@ def test_what_was_sealed_with_other_content_is_refused_in_one_line(interrupted, 
         (interrupted / runs.WEIGHTS).unlink(missing_ok=True)
 
 
-def test_what_fails_before_anything_was_kept_does_not_block_the_folder(tmp_path, monkeypatch):
+def test_what_fails_before_anything_was_kept_does_not_block_the_folder(tmp_path):
     folder = tmp_path / "run"
 
     def broken(self, epoch, step):
         raise error
 
     for error in (capsnet.InputError("no"), RuntimeError("no"), OverflowError("no")):
-        with monkeypatch.context() as patched, pytest.raises(type(error), match="no"):
-            patched.setattr(Batches, "train_batch", broken)
+        with patch.object(Batches, "train_batch", broken), pytest.raises(type(error), match="no"):
             capsnet.fit(small(), SET, RECIPE, out=folder, progress=False, device="cpu")
         assert not list(folder.iterdir())
     with pytest.raises(capsnet.InputError, match="a shift by 17 pixels leaves nothing"):
