@@ -100,6 +100,20 @@ def bytes_changed(content: bytes, chance: random.Random, reach: int | None = Non
 STRANGE: list[Any] = [
     *(None, True, False, 0, 1, -1, 10**30, 2**63, 1.5, -0.0, float("nan"), float("inf"), 1e308),
     *("", "x", "0", "\x00", "../../etc", "mnist", "é" * 1000, [], {}, [[]], {"": {}}, [0] * 1000, [1, 17, 17]),
+    *(
+        2.0,
+        -1.5,
+        10**400,
+        -(2**70),
+        float("-inf"),
+        5e-324,
+        [True],
+        [[2.5]],
+        [3] * 100_000,
+        [[3, 4]] * 1000,
+        [[[1]]],
+        "nan",
+    ),
 ]
 
 

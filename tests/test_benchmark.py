@@ -328,10 +328,10 @@ def test_routing_alone_sees_the_votes_that_a_textbook_stores():
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--rounds", "0"], "at least 1"),
-        (["--batch-sizes", "0"], "at least 1"),
-        (["--seconds", "0"], "--seconds must be above 0, not 0.0"),
-        (["--seconds", "nan"], "--seconds must be above 0, not nan"),
+        (["--rounds", "0"], "--rounds must be 1 to 10,000, not 0"),
+        (["--batch-sizes", "0"], "--batch-sizes must be 1 to 1,000,000, not 0"),
+        (["--seconds", "0"], "--seconds must be "),
+        (["--seconds", "nan"], "--seconds must be a finite number, not nan"),
     ],
 )
 def test_flags_that_cannot_be_are_refused(flags, said, capsys):

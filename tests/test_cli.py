@@ -214,7 +214,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(tmp_path):
         ),
         (["train", "--epoch", "3"], "Perhaps you meant: --epochs"),
         (["train", "--epochs", "three"], "--epochs"),
-        (["train", "--epochs", "0"], "at least 1"),
+        (["train", "--epochs", "0"], "epochs must be 1 to 1,000,000, not 0"),
         (["train", "--limit", "0"], "--limit must be at least 1"),
         (["train", "--held-out", "60000"], "cannot hold out 60000 of 60000"),
         (["train", "--iterations", "0"], "iterations must be 1 to 100, not 0"),

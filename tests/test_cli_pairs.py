@@ -144,7 +144,9 @@ def test_a_run_with_a_named_recipe_resumes_with_it(tiny, capsys):
         (["--decay", "never"], "invalid choice 'never' for argument '--decay'"),
         (["--stop-at-error", "0.7"], "--held-out N"),
         (["--crop", "30"], "cannot cut 30×30 pixels out of images of 28×28"),
-        (["--warmup", "1"], "warm-up is a share of the run"),
+        (["--warmup", "1"], "warmup must be at least 0 and below 1, not 1"),
+        (["--max-shift", "99999999999999999999"], "max shift must be 0 to 10,000"),
+        (["--max-shift", "28", "--out", "run"], "a shift by 28 pixels leaves nothing"),
         (["--data", "multimnist", "--crop", "20"], "pairs are not cropped"),
     ],
 )

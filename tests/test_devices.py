@@ -57,7 +57,8 @@ def test_every_loss_is_compiled_as_a_whole_and_is_the_same():
         small = {"conv_channels": 8, "primary_types": 2, "decoder_hidden": (16, 16)}
         pixels = {"in_shape": (1, 28, 28), "num_classes": 10}
         images, targets = torch.rand(4, 1, 28, 28), torch.rand(4, 2, 1, 28, 28)
-        one, two = torch.randint(10, (4,)), torch.randint(10, (4, 2))
+        one = torch.randint(10, (4,))
+        two = torch.stack([one, (one + 3) % 10], 1)
         for name, config, arguments in (
             ("capsnet", pixels | small, (images, one)),
             ("capsnet", pixels | small | {"leaky": True, "iterations": 2}, (images, two, targets)),

@@ -230,8 +230,8 @@ def test_an_ensemble_answers_with_the_mean_of_its_members_over_shifts(tiny, caps
     ("arguments", "told"),
     [
         (["mnist-r4"], "unknown row 'mnist-r4'; there are: mnist-cnn, "),
-        (["tiny", "--seeds", "0"], "seeds and epochs must be at least 1"),
-        (["tiny", "--epochs", "0"], "seeds and epochs must be at least 1"),
+        (["tiny", "--seeds", "0"], "--seeds must be 1 to 10,000, not 0"),
+        (["tiny", "--epochs", str(10**20)], "--epochs must be 1 to 1,000,000"),
         (["smallnorb"], "needs the published files of smallNORB: --smallnorb FOLDER"),
         (["smallnorb", "--smallnorb", "nowhere"], "nowhere"),
         (["tiny", "--affnist", "nowhere"], "there is no file or folder nowhere"),

@@ -266,7 +266,7 @@ def test_hidden_layers_are_stacked_by_position_then_type():
         (((3, 4), (3, 4, 1)), "leaves no grid for the convolutional"),
         (((3,),), "a hidden layer is"),
         (((3, 4, 1, 1, 1),), "a hidden layer is"),
-        (((3, 0),), "whole numbers from 1, not 0"),
+        (((3, 0),), "a size in hidden_capsules must be 1 to 1,000,000, not 0"),
     ],
 )
 def test_hidden_layers_that_do_not_fit_are_told(hidden, told):

@@ -93,7 +93,7 @@ def test_the_second_is_any_digit_of_another_class_equally_often():
 
 
 def test_shifts_are_uniform_and_the_boxes_overlap_as_they_must():
-    digits = ImageSet(torch.full((2, 1, 28, 28), 255, dtype=torch.uint8), torch.tensor([0, 1]), ("a", "b"))
+    digits = ImageSet(torch.full((2, 1, 28, 28), 255, dtype=torch.uint8), torch.tensor([0, 1]), ("a", "b", "c"))
     batch = PairSet(digits, 20_000).batch(0, 20_000)
     corners = [(batch.digits.amax(dim=(2, axis)) > 0).int().argmax(dim=2) for axis in (4, 3)]  # top, left
     for corner in corners:

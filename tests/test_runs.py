@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 import capsnet
-from capsnet import runs
+from capsnet import cli, runs
+from capsnet.evaluation import detect
+from capsnet.models import CapsuleDetector, CNNDetector, Detector, SmallCNN
 
 
 def small():
@@ -85,6 +88,79 @@ def test_weights_that_are_not_finite_are_refused(run):
     (run / runs.WEIGHTS).write_bytes(safetensors.torch.save(state))
     with pytest.raises(capsnet.InputError, match="not finite"):
         capsnet.load(run)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_loaded_as_float32(run, dtype):
+    weights = capsnet.load(run).state_dict()
+    written = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    (run / runs.WEIGHTS).write_bytes(safetensors.torch.save(written))
+    assert all(tensor.equal(written[name].float()) for name, tensor in capsnet.load(run).state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensor: tensor.to(torch.complex64), "is torch.complex64, not torch.float32"),
+        (lambda tensor: tensor.int(), "is torch.int32, not torch.float32"),
+        (lambda tensor: tensor > 0, "is torch.bool, not torch.float32"),
+        (lambda tensor: tensor.double() + 1e300, "not finite"),
+        (lambda tensor: tensor[None], "size mismatch"),
+    ],
+)
+def test_weights_of_no_use_are_refused(run, change, said):
+    written = {name: change(tensor).contiguous() for name, tensor in small().state_dict().items()}
+    (run / runs.WEIGHTS).write_bytes(safetensors.torch.save(written))
+    with pytest.raises(capsnet.InputError, match=said):
+        capsnet.load(run)
+
+
+def overflowing(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(3e38)
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.weight[:, ::2] *= -1  # infinite features then cancel out to NaN
+    return model
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        small(),
+        capsnet.BaselineCNN((1, 17, 17), 2, width=0.05),
+        capsnet.PoolingCNN((1, 17, 17), 2, width=0.05),
+        SmallCNN((1, 17, 17), 2, channels=(4,), dense=4),
+        CapsuleDetector((1, 17, 17), conv_channels=4, primary_types=2, decoder=False),
+        CNNDetector((1, 17, 17), channels=(4,), dense=4),
+    ],
+)
+def test_no_answer_is_given_by_weights_that_overflow(tmp_path, capsys, model):
+    run, picture = tmp_path / "run", tmp_path / "picture.png"
+    Image.fromarray(np.full((17, 17), 200, np.uint8)).save(picture)
+    capsnet.save(overflowing(model), run)
+    for words in (["predict", run, picture, "--json"], ["evaluate", run, "--json"], ["export", run, "x.onnx"]):
+        assert cli.main([str(word) for word in words]) == 2
+        out, err = capsys.readouterr()
+        assert not out
+        assert "give no finite answer" in err
+    images = torch.full((3, 1, 17, 17), 200, dtype=torch.uint8)
+    if isinstance(model, Detector):
+        with pytest.raises(capsnet.InputError, match="no finite answer"):
+            detect(model, images)
+    test_set = capsnet.ImageSet(images, torch.tensor([0, 1, 0]), ("a", "b"))
+    with pytest.raises(capsnet.InputError, match="no finite answer"):
+        capsnet.evaluate(model, test_set)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    model = small()
+    with torch.no_grad():
+        model.classes.weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(capsnet.InputError, match="weights are not finite"):
+        capsnet.save(model, tmp_path / "run")
+    assert not (tmp_path / "run" / runs.CONFIG).exists()
 
 
 def test_foreign_weights_are_refused(run):
@@ -185,7 +261,11 @@ def test_only_our_models_are_saved(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "epoch\n1\n", "epoch,seconds,images_per_second\n1,0,3\n", "a,b\n1\n", '"' + "x" * 200_000]
+    "content",
+    [
+        *("", "epoch\n1\n", "epoch,seconds,images_per_second\n1,0,3\n", "a,b\n1\n", '"' + "x" * 200_000),
+        *("epoch,seconds,images_per_second\n1,inf,3\n", "epoch,seconds,images_per_second,loss_mean\n1,1,3,nan\n"),
+    ],
 )
 def test_damaged_logs_are_refused(run, content):
     (run / runs.METRICS).write_text(content)
@@ -194,6 +274,38 @@ def test_damaged_logs_are_refused(run, content):
             runs.read_metrics(run)
     else:
         assert runs.read_metrics(run) == []
+
+
+@pytest.mark.parametrize("figure", ["NaN", "-Infinity", "1e999", "-1", "101", "true", '"5"', "[5]", "1" + "0" * 400])
+def test_a_report_of_impossible_figures_is_refused(run, figure):
+    (run / runs.REPORT).write_text(f'{{"test_error": {figure}, "test_images": 8}}')
+    with pytest.raises(capsnet.InputError, match=r"report\.json is damaged"):
+        runs.read_report(run)
+    (run / runs.REPORT).write_text(f'{{"test_error": 12.5, "test_images": {figure}}}')
+    if figure != "101":
+        with pytest.raises(capsnet.InputError, match=r"report\.json is damaged"):
+            runs.read_report(run)
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        *({"extent": value} for value in (float("nan"), "x", True, 10**400, [1], 0, -1)),
+        *({"centre": value} for value in (None, "ab", [0.5], [0.5, "x"], [0.5, True], [0.5, [0.5]], 1)),
+        *({"background": value} for value in ("red", ["black"], 1)),
+        *([], None, 1, {"extent": 1.0, "other": 2}),
+    ],
+)
+def test_framing_that_is_none_is_refused(run, framing):
+    config = json.loads((run / runs.CONFIG).read_text())
+    (run / runs.CONFIG).write_text(json.dumps({**config, "framing": framing}))
+    with pytest.raises(capsnet.InputError, match=r"config\.json is damaged"):
+        runs.open_run(run)
+
+
+def test_what_is_no_json_is_never_written(tmp_path):
+    with pytest.raises(capsnet.InputError, match="cannot be recorded"):
+        capsnet.save(small(), tmp_path / "run", notes={"loss": float("nan")})
 
 
 def test_a_model_saved_over_a_run_is_not_what_the_runs_report_tells_of(run):
@@ -223,7 +335,10 @@ def test_of_two_processes_that_begin_in_one_folder_one_does(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [*(("image_shape", shape) for shape in ([1, 28], [1, 2, 28], [1, 10**9, 28], ["1", 28, 28], 7)), ("classes", 10)],
+    [
+        *(("image_shape", shape) for shape in ([1, 28], [1, 2, 28], [1, 10**9, 28], ["1", 28, 28], [True] * 3, 7)),
+        *(("classes", names) for names in (10, "ab", [["a"], {}], [None, None], {"a": 1, "b": 2})),
+    ],
 )
 def test_what_is_damaged_beside_the_model_is_told(run, name, value):
     config = json.loads((run / runs.CONFIG).read_text())

@@ -162,10 +162,11 @@ def test_two_kills_cost_no_more_than_a_step_each(tmp_path):
 
 
 def test_damaged_run_folders_are_refused_in_one_line(tmp_path):
-    found = fuzz_runs.fuzz(tmp_path, 150, seed=7)
-    assert found["last.ckpt", "refused"] == 30  # every change of a checkpoint is noticed
+    found = fuzz_runs.fuzz(tmp_path, 160, seed=7)
+    assert found["last.ckpt", "refused"] == 20  # every change of a checkpoint is noticed
     assert found["config.json", "refused"] > 10
     assert not found["last.ckpt", "accepted"]
+    assert all(found[name, "refused"] for name in (fuzz_runs.SEALED, fuzz_runs.RECORD, fuzz_runs.SPATIAL))
 
 
 def test_what_is_executed_raised_or_hangs_would_be_found(tmp_path, monkeypatch):

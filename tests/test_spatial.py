@@ -273,7 +273,7 @@ def test_a_run_of_another_definition_is_refused_and_not_counted(tiny, capsys, mo
         (("spatial", "--full"), "--full belongs to: the paper's tables"),
         (("spatial", "--smallnorb", "files"), "--smallnorb belongs to: the paper's tables"),
         (("spatial", "--affnist", "files"), "--affnist belongs to: the paper's tables"),
-        (("spatial", "--seeds", "0"), "at least 1"),
+        (("spatial", "--seeds", "0"), "--seeds must be 1 to 10,000"),
     ],
 )
 def test_wrong_words_are_told(words, told, capsys, tmp_path, monkeypatch):

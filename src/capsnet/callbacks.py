@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.optim.swa_utils import AveragedModel
 
 from capsnet.batches import Batches
+from capsnet.checks import is_number
 from capsnet.data import ImageSet, Pairs
 from capsnet.errors import InputError
 from capsnet.health import vital_signs
@@ -57,15 +58,26 @@ class Recorder(Callback):
         self.sums: dict[str, torch.Tensor] = {}
         self.seconds = 0.0  # of this epoch, before the last resumption
         self.started = 0.0
+        self.has_begun = False
+        """Whether a step was made, be it after a resumption."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = time.perf_counter()
+        groups, done = trainer.num_training_batches, trainer.fit_loop.epoch_loop.batch_progress.current
+        epoch, step = divmod(trainer.global_step, self.batches.steps)
+        group = math.ceil(step / self.batches.steps_at_once)
+        forgotten = trainer.global_step > 0 and not trainer.optimizers[0].state
+        # At the end of an epoch as many are done as there are, or none.
+        if epoch != trainer.current_epoch or done.ready not in {group, group or groups} or forgotten:
+            raise InputError(f"the checkpoint in {self.folder} is damaged: its parts contradict each other")
+        self.check_position(trainer)
         self._leave_to_the_first(trainer)  # what a checkpoint has brought
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._add(outputs)
+        self.has_begun = True
         if (batch_idx + 1) % max(1, CHECK_EVERY // self.batches.steps_at_once) == 0:
             self.refuse_unless_finite(trainer)
 
@@ -110,7 +122,20 @@ class Recorder(Callback):
         return {"rows": self.rows, "sums": {k: v.cpu() for k, v in self.sums.items()}, "seconds": seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows, self.sums, self.seconds = state_dict["rows"], state_dict["sums"], state_dict["seconds"]
+        rows, sums, seconds = state_dict["rows"], state_dict["sums"], state_dict["seconds"]
+        figures = [
+            seconds,
+            *(total.item() for total in sums.values()),
+            *(value for row in rows for value in row.values()),
+        ]
+        if not all(map(is_number, figures)) or min(figures[: 1 + len(sums)]) < 0:
+            raise InputError(f"the checkpoint in {self.folder} is damaged: its figures are none")
+        self.rows, self.sums, self.seconds = rows, sums, seconds
+
+    def check_position(self, trainer: Trainer) -> None:
+        """Raises `InputError` unless there is a row for each epoch that is done."""
+        if [row.get("epoch") for row in self.rows] != list(range(1, trainer.current_epoch + 1)):
+            raise InputError(f"the checkpoint in {self.folder} is damaged: it does not tell of each epoch")
 
     def refuse_unless_finite(self, trainer: Trainer) -> dict[str, torch.Tensor]:
         """The sums over all processes; the first process has them from here on.
@@ -166,7 +191,9 @@ class MovingAverage(WeightAveraging):
     def follow(self, module: LightningModule) -> None:
         """After a step that Lightning does not see; no GPU is asked how many there were before."""
         averages = [*self.averaged.module.parameters(), *self.averaged.module.buffers()]
-        self.update(averages, [*module.parameters(), *module.buffers()], self.averaged.n_averaged)
+        before = self.averaged.n_averaged
+        # The first time the average becomes the weights, which 9 / (10 - 1) does.
+        self.update(averages, [*module.parameters(), *module.buffers()], torch.where(before == 0, -1, before))
         self.averaged.n_averaged += 1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -190,7 +217,7 @@ def warmed_up_average(decay: float) -> Callable[[Sequence[torch.Tensor], Sequenc
     """
 
     def update(averages: Sequence[torch.Tensor], currents: Sequence[torch.Tensor], updates: torch.Tensor) -> None:
-        new = torch.where(updates == 0, 1.0, (9 / (10 + updates)).clamp(min=1 - decay))
+        new = (9 / (10 + updates)).clamp(min=1 - decay)
         for average, current in zip(averages, currents, strict=True):
             average.lerp_(current, new.to(average.dtype))
 

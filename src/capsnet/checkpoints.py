@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,18 @@ class SafeCheckpointIO(TorchCheckpointIO):
             raise InputError(f"{path} is damaged or no checkpoint; remove it to start the run anew") from None
         if not isinstance(checkpoint, dict) or checkpoint.get("fingerprint") != self.fingerprint:
             raise InputError(f"{path} is the checkpoint of another run: model, recipe or training images differ")
+        if not all(_are_finite(part) for name, part in checkpoint.items() if name != "optimizer_states"):
+            raise InputError(f"{path} is damaged: it holds numbers that are not finite")
         return checkpoint
+
+
+def _are_finite(tree: Any) -> bool:
+    """Of an optimizer's states that is not asked: a large gradient squared may be infinite, and training goes on."""
+    if isinstance(tree, dict | list | tuple):
+        return all(map(_are_finite, tree.values() if isinstance(tree, dict) else tree))
+    if isinstance(tree, torch.Tensor):
+        return bool(tree.isfinite().all())
+    return not isinstance(tree, float) or math.isfinite(tree)
 
 
 def seal(archive: bytes) -> bytes:

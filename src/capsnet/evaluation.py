@@ -14,6 +14,8 @@ from torch import Tensor
 from capsnet.data import ImageSet, PairSet, to_float
 from capsnet.data.augment import shift
 from capsnet.devices import pick_device
+from capsnet.errors import InputError
+from capsnet.functional import class_numbers
 from capsnet.models import Detection, Detector, Ensemble, Model
 
 BATCH = 500
@@ -73,7 +75,7 @@ def evaluate(
     size = images_at_once(data.image_shape)
     for start in range(0, len(data), size):
         batch = data.batch(start, start + size)
-        scores = _probabilities(model, batch.images.to(device), shifts).cpu()
+        scores = _probabilities(model, batch.images.to(device), shifts)
         labels = batch.labels.cpu()
         missed = missed_things(scores, labels)
         wrong.append(missed.any(dim=1))
@@ -116,8 +118,11 @@ def images_at_once(image_shape: Sequence[int]) -> int:
 def missed_things(
     scores: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch *present"]
 ) -> Bool[Tensor, "batch things"]:
-    """For each of the K things on an image, whether its class is not among the K highest scores."""
-    present = labels.reshape(len(labels), -1)
+    """For each of the K things on an image, whether its class is not among the K highest scores.
+
+    Raises `InputError` for labels that are none (`functional.class_numbers`).
+    """
+    present = class_numbers(labels, scores.shape[1], len(scores)).reshape(len(labels), -1)
     highest = scores.topk(present.shape[1]).indices
     return (present[:, :, None] != highest[:, None, :]).all(dim=2)
 
@@ -145,11 +150,19 @@ def probabilities(
     batch_size: int | None = None,
     shifts: int = 0,
 ) -> Float[Tensor, "count classes"]:
-    """The probability of each class for each image, computed in batches; on the CPU. Leaves the model on `device`."""
+    """The probability of each class for each image, computed in batches; on the CPU. Leaves the model on `device`.
+
+    Raises `InputError` for images that are not bytes, and if the network overflows.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise InputError(
+            f"images must be uint8 of shape (N, C, H, W), not {images.dtype} of shape {tuple(images.shape)}; "
+            "a model itself takes floats: model.probabilities"
+        )
     device = pick_device(device)
     model.to(device).eval()
     size = batch_size or images_at_once(images.shape[1:])
-    return torch.cat([_probabilities(model, part.to(device), shifts).cpu() for part in images.split(size)])
+    return torch.cat([_probabilities(model, part.to(device), shifts) for part in images.split(size)])
 
 
 @torch.inference_mode()
@@ -160,7 +173,7 @@ def detect(
     device = pick_device(device)
     model.to(device).eval()
     found = [model.detect(to_float(part.to(device))) for part in images.split(BATCH)]
-    return Detection(*(torch.cat([each.float().cpu() for each in parts]) for parts in zip(*found, strict=True)))
+    return Detection(*(torch.cat([_answers(each) for each in parts]) for parts in zip(*found, strict=True)))
 
 
 def _probabilities(
@@ -171,7 +184,15 @@ def _probabilities(
         answers = [
             model.probabilities(to_float(_shifted(images, down, right))).float() for down in reach for right in reach
         ]
-        return torch.stack(answers).mean(dim=0)
+        return _answers(torch.stack(answers).mean(dim=0))
+
+
+def _answers(answers: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """On the CPU. Raises `InputError` if the network has overflowed."""
+    answers = answers.float().cpu()
+    if not bool(answers.isfinite().all()):
+        raise InputError("the weights of this model give no finite answer: they are too large, or damaged")
+    return answers
 
 
 def _shifted(

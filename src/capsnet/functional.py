@@ -10,11 +10,13 @@ included, where both squash and length have the gradient zero.
 from types import ModuleType
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from capsnet import kernels
+from capsnet.errors import InputError
 from capsnet.kernels import squash as compiled
+from capsnet.tracing import is_traced
 
 MARGIN_PRESENT = 0.9
 """m⁺ of equation 4: a capsule whose class is present should be at least this long."""
@@ -63,7 +65,7 @@ def margin_loss(
     `L_k = T_k max(0, m⁺ − ‖v_k‖)² + λ (1 − T_k) max(0, ‖v_k‖ − m⁻)²`
 
     `targets` holds a class number for each image, or a multi-hot row for each image when several classes may be
-    present. Raises `ValueError` for any other shape.
+    present: zeros and ones. Raises `ValueError` for anything else.
     """
     present = _multi_hot(targets, lengths)
     too_short = (MARGIN_PRESENT - lengths).clamp(min=0).square()
@@ -73,9 +75,57 @@ def margin_loss(
 
 
 def multi_hot(labels: Int[Tensor, "batch *present"], num_classes: int) -> Float[Tensor, "batch classes"]:
-    """A row for each image, with a one for each of its classes: `labels` is `(B,)`, or `(B, K)` for K classes."""
+    """A row for each image, with a one for each of its classes: `labels` as `class_numbers` takes them."""
+    labels = class_numbers(labels, num_classes)
     rows = torch.zeros(len(labels), num_classes, device=labels.device)
-    return rows.scatter(1, labels.reshape(len(labels), -1).long(), 1.0)
+    return rows.scatter(1, labels.reshape(len(labels), -1), 1.0)
+
+
+def class_numbers(
+    labels: Int[Tensor, "batch *present"], num_classes: int, count: int | None = None
+) -> Int64[Tensor, "batch *present"]:
+    """Labels as all models take them, checked: class numbers from 0, of any integer type.
+
+    `(B,)`, one for each image, also as a column `(B, 1)`, which becomes `(B,)`; or `(B, K)` where K different things
+    are on each image, fewer than there are classes. So one-hot rows are refused by their shape: as class numbers they
+    would be wrong. `count` is the number of images. Raises `InputError`, a `ValueError`, for anything else. Whether a
+    number is a class is only looked at on the CPU, because on a GPU every look waits for it.
+    """
+    if (
+        not isinstance(labels, Tensor)
+        or labels.is_floating_point()
+        or labels.is_complex()
+        or labels.dtype == torch.bool
+    ):
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise InputError(f"labels are class numbers, a tensor of whole numbers from 0 to {num_classes - 1}, not {kind}")
+    shape = tuple(labels.shape)
+    if len(shape) == 2 and shape[1] == num_classes > 1:
+        raise InputError(
+            f"labels of shape {shape} look like one-hot rows of {num_classes} classes; give class numbers: "
+            "labels.argmax(1)"
+        )
+    if len(shape) not in (1, 2) or (len(shape) == 2 and not 0 < shape[1] <= max(1, num_classes - 1)):
+        raise InputError(
+            f"labels are class numbers of shape (B,), or (B, K) for K things on each image, with K below the number of "
+            f"classes, {num_classes}; not of shape {shape}"
+        )
+    if count is not None and shape[0] != count:
+        raise InputError(f"there are {shape[0]} labels for {count} images")
+    if len(shape) == 2 and shape[1] == 1:
+        labels = labels[:, 0]
+    labels = labels.long()
+    if labels.device.type == "cpu" and labels.numel() and not is_traced():
+        _check_classes(labels, num_classes)
+    return labels
+
+
+def _check_classes(labels: Int64[Tensor, "batch *present"], num_classes: int) -> None:
+    low, high = map(int, labels.aminmax())
+    if low < 0 or high >= num_classes:
+        raise InputError(f"labels must be 0 to {num_classes - 1}, but they reach from {low} to {high}")
+    if labels.ndim == 2 and bool((labels.sort(1).values.diff(dim=1) == 0).any()):
+        raise InputError("the classes of the things on an image must be different")
 
 
 def reconstruction_loss(
@@ -85,6 +135,8 @@ def reconstruction_loss(
 
     Where several things on an image are reconstructed, `(B, K, C, H, W)`, they are summed too.
     """
+    if reconstruction.shape != images.shape:  # they would be broadcast
+        raise ValueError(f"a reconstruction of shape {tuple(reconstruction.shape)} is none of {tuple(images.shape)}")
     return (reconstruction - images).square().flatten(1).sum(dim=1).mean()
 
 
@@ -146,10 +198,14 @@ def _scaled(s: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 def _multi_hot(targets: Tensor, lengths: Tensor) -> Tensor:
     if targets.shape == lengths.shape:
+        if targets.device.type == "cpu" and targets.numel() and not is_traced():
+            low, high = targets.aminmax()
+            if not 0 <= float(low) <= float(high) <= 1:
+                raise InputError(f"multi-hot rows are of zeros and ones, but these reach from {low} to {high}")
         return targets.to(lengths.dtype)
-    if targets.shape == lengths.shape[:1] and not targets.is_floating_point():
-        return torch.nn.functional.one_hot(targets.long(), lengths.shape[1]).to(lengths.dtype)
-    raise ValueError(
+    if targets.shape in (lengths.shape[:1], (len(lengths), 1)) and not targets.is_floating_point():
+        return multi_hot(targets, lengths.shape[1]).to(lengths.dtype)
+    raise InputError(
         f"targets must be class numbers of shape ({lengths.shape[0]},) or multi-hot rows of shape "
         f"{tuple(lengths.shape)}, not {targets.dtype} of shape {tuple(targets.shape)}"
     )

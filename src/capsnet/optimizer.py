@@ -58,6 +58,15 @@ class AdamW(torch.optim.AdamW):
         torch.autograd.graph.increment_version([p for p, _ in self._weights if p.grad is not None])
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises `ValueError` for averages that do not fit their weights: PyTorch's fused step looks at no shape."""
+        super().load_state_dict(state_dict)
+        for view in (view for group in self.param_groups for view in group["params"]):
+            state = self.state.get(view, {})
+            for average in (state["exp_avg"], state["exp_avg_sq"]) if state else ():
+                if average.numel() != view.numel() or average.dtype != view.dtype or not average.is_contiguous():
+                    raise ValueError("an average of gradients does not fit its weight")
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         for p, _ in self._weights:
             p.grad = None if set_to_none or p.grad is None else p.grad.zero_()

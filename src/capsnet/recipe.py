@@ -2,21 +2,20 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from capsnet.checks import number, whole
 from capsnet.errors import InputError
 
 Decay = Literal["exponential", "cosine", "linear"]
 
-
-def _check_number(name: str, value: object, whole: bool) -> None:
-    kinds = int if whole else int | float
-    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
-        raise InputError(f"{_words(name)} must be a {'whole' if whole else 'finite'} number, not {value!r}")
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+RANGES: dict[str, tuple[int | float, int | float]] = {
+    **{"epochs": (1, 1_000_000), "batch_size": (1, 1_000_000), "seed": (0, 2**63 - 1)},
+    **dict.fromkeys(("learning_rate", "final_learning_rate", "weight_decay"), (0, math.inf)),
+    **{"warmup": (0, 1), "ema_decay": (0, 1), "scale": (0, 1), "stop_at_error": (0, 100)},
+    **{"max_shift": (0, 10_000), "crop": (0, 10_000), "rotation": (0, 360), "shear": (0, 100), "elastic": (0, 1000)},
+}
+"""From and to; of some shares, and of the error to stop at, the end itself is refused too."""
 
 
 @dataclass(frozen=True)
@@ -59,30 +58,17 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name != "decay":
-                _check_number(field.name, value, whole=field.type in (int, "int"))
-        if self.epochs < 1 or self.batch_size < 1:
-            raise InputError(f"epochs and batch size must be at least 1, not {self.epochs} and {self.batch_size}")
+            if field.name in RANGES:
+                check: Any = whole if field.type in (int, "int") else number
+                check(field.name.replace("_", " "), getattr(self, field.name), *RANGES[field.name])
         if not 0 < self.final_learning_rate <= self.learning_rate:
             raise InputError("the learning rate must be above 0 and fall: learning_rate ≥ final_learning_rate > 0")
         if self.decay not in get_args(Decay):
             raise InputError(f"unknown decay {self.decay!r}; there are: {', '.join(get_args(Decay))}")
-        if not 0 <= self.warmup < 1:
-            raise InputError(f"warm-up is a share of the run, at least 0 and below 1, not {self.warmup}")
-        for name in ("weight_decay", "max_shift", "crop", "rotation", "shear", "elastic"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{_words(name)} must not be negative, but it is {getattr(self, name)}")
-        if not 0 <= self.scale < 1:
-            raise InputError(f"scale must be at least 0 and below 1, not {self.scale}")
-        if not 0 <= self.stop_at_error < 100:
-            raise InputError(
-                f"stop at error must be a percentage of at least 0 and below 100, not {self.stop_at_error}"
-            )
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed must be 0 to 2**63 - 1, not {self.seed}")
-        if not 0 <= self.ema_decay < 1:
-            raise InputError("EMA decay must be at least 0 and below 1")
+        for name in ("warmup", "scale", "stop_at_error", "ema_decay"):
+            low, high = RANGES[name]
+            if getattr(self, name) == high:
+                raise InputError(f"{name.replace('_', ' ')} must be at least {low:g} and below {high:g}, not {high:g}")
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of a step, counted from 0: up in a line, then down to the final rate at the last step."""

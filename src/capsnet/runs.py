@@ -16,12 +16,15 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import platform
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,13 +36,15 @@ from torch import nn
 
 from capsnet import hub
 from capsnet.card import model_card, public_name
+from capsnet.checks import number, shown, whole
 from capsnet.data import ImageSet, PairSet, has_any_size, open_dataset
 from capsnet.data.framing import Framing
 from capsnet.devices import training_precision
 from capsnet.disk import flush, flush_folder, lock, open_file, read_file
-from capsnet.errors import InputError
+from capsnet.errors import InputError, ProcessLostError
+from capsnet.evaluation import probabilities
 from capsnet.models import CapsNet, Detector, Model, build_model, model_name
-from capsnet.text import printable
+from capsnet.models.settings import MAX_SIDE
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -47,8 +52,6 @@ METRICS = "metrics.csv"
 REPORT = "report.json"
 CHECKPOINT = "last.ckpt"
 CARD = "README.md"
-LARGEST = 10_000
-"""Pixels along a side of an image, or its channels: no more was ever trained on."""
 TYPED = ("typed", "command")
 """Where a run's config says what was typed, with places on somebody's computer."""
 
@@ -100,15 +103,25 @@ def _load(folder: Path, recorded: dict[str, Any], stem: nn.Module | None = None)
     try:
         with open_file(weights):
             state = safetensors.torch.load_file(weights)
-        state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
         if isinstance(model, CapsNet) and not any(name.startswith("primary.norm.") for name in state):
             model.fold_batch_norm()  # as training does at its end
-        model.load_state_dict(state, assign=True)
+        model.load_state_dict(_converted(state, model), assign=True)
     except (safetensors.SafetensorError, RuntimeError, OSError) as error:
         raise InputError(f"{weights} is damaged or not this model's: {_first_line(error)}") from None
-    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+    if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
         raise InputError(f"{weights} is damaged: it holds numbers that are not finite")
     return model.eval()
+
+
+def _converted(state: dict[str, torch.Tensor], model: Model) -> dict[str, torch.Tensor]:
+    """Floating-point numbers of any precision as float32. Raises `RuntimeError` for a kind that the model has not."""
+    kinds = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    converted = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    for name, kind in kinds.items():
+        kind = torch.float32 if kind.is_floating_point else kind
+        if name in converted and converted[name].dtype != kind:
+            raise RuntimeError(f"{name} is {converted[name].dtype}, not {kind}")
+    return converted
 
 
 @dataclass(frozen=True)
@@ -127,14 +140,15 @@ class Run:
 def open_run(path: str | Path) -> Run:
     """The model of a run folder, as `load` gives it, and what is needed to use it on a user's own images.
 
-    Raises `InputError` as `load` does, and if what is recorded beside the model is damaged.
+    Raises `InputError` as `load` does, if what is recorded beside the model is damaged, and if the weights overflow.
     """
     folder = locate(path)
     config = read_config(folder)
     model = _load(folder, config)
+    probabilities(model, torch.full((1, *model.config["in_shape"]), 128, dtype=torch.uint8))
     count = model.config["num_classes"]
-    names = config.get("classes", [str(k) for k in range(count)])
-    if not isinstance(names, list) or len(names) != count:
+    names = _class_names(config, folder) or tuple(map(str, range(count)))
+    if len(names) != count:
         raise InputError(f"{folder / CONFIG} is damaged: it should name {count} classes")
     try:
         recorded = config.get("framing", {})
@@ -149,7 +163,7 @@ def open_run(path: str | Path) -> Run:
     command = config.get("command", {})
     data = command.get("data") if isinstance(command, dict) else None
     _require_same(folder, config)
-    return Run(model, tuple(map(printable, names)), framing, data if isinstance(data, str) else None)
+    return Run(model, names, framing, data if isinstance(data, str) else None)
 
 
 def open_split(path: str | Path, name: str, split: str = "test") -> ImageSet | PairSet:
@@ -165,17 +179,22 @@ def open_split(path: str | Path, name: str, split: str = "test") -> ImageSet | P
     images = open_dataset(name, split, **like)
     if isinstance(images, PairSet):
         return images
-    named = config.get("classes") or images.class_names
-    if not isinstance(named, list | tuple):
-        raise InputError(f"{Path(path) / CONFIG} is damaged: its classes are {named!r}")
-    classes = tuple(map(printable, named))
+    classes = _class_names(config, Path(path)) or images.class_names
     images = images if images.class_names == classes else images.with_classes(classes)
     recipe = config.get("recipe")
     crop = recipe.get("crop", 0) if isinstance(recipe, dict) else 0
     if type(crop) is not int:
-        raise InputError(f"{Path(path) / CONFIG} is damaged: its crop is {crop!r}")
+        raise InputError(f"{Path(path) / CONFIG} is damaged: its crop is {shown(crop)}")
     _require_same(Path(path), config)
     return images.centre(crop) if crop else images
+
+
+def _class_names(config: dict[str, Any], folder: Path) -> tuple[str, ...]:
+    """Empty where none are recorded. They may be numbers there."""
+    names = config.get("classes", [])
+    if not isinstance(names, list) or not all(type(name) in (str, int, float, bool) for name in names):
+        raise InputError(f"{folder / CONFIG} is damaged: its classes are {shown(names)}")
+    return tuple(printable(str(name)) for name in names)
 
 
 def _image_shape(folder: Path, config: dict[str, Any], model: Model) -> tuple[int, int, int]:
@@ -185,9 +204,9 @@ def _image_shape(folder: Path, config: dict[str, Any], model: Model) -> tuple[in
     if (
         not isinstance(shape, list | tuple)
         or len(shape) != 3
-        or not all(type(whole) is int and cut <= whole <= LARGEST for whole, cut in zip(shape, seen, strict=True))
+        or not all(type(whole) is int and cut <= whole <= MAX_SIDE for whole, cut in zip(shape, seen, strict=True))
     ):
-        raise InputError(f"{folder / CONFIG} is damaged: the shape of its images is {shape!r}")
+        raise InputError(f"{folder / CONFIG} is damaged: the shape of its images is {shown(shape)}")
     channels, height, width = shape
     return channels, height, width
 
@@ -214,9 +233,8 @@ def push(path: str | Path, place: str | Path, *, private: bool = False) -> str:
     if (folder / CARD).is_file():
         files[CARD] = folder / CARD
     else:
-        report = read_json(folder / REPORT) if REPORT in files else {}
         try:
-            files[CARD] = model_card(config, report, Path(place).as_posix()).encode()
+            files[CARD] = model_card(config, read_report(folder), Path(place).as_posix()).encode()
         except (TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{folder / REPORT} is damaged: {_first_line(error)}") from None
     return hub.push(files, place, private=private)
@@ -228,7 +246,12 @@ def save_weights(model: Model, folder: Path) -> None:
 
 
 def as_weights(state: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> bytes:
-    """The content of a file of weights that names the config it belongs to, as `read_config` gives it."""
+    """The content of a file of weights that names the config it belongs to, as `read_config` gives it.
+
+    Raises `InputError` for what `load` would refuse.
+    """
+    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+        raise InputError("the weights are not finite, so they are not saved; train again with a smaller learning rate")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     return safetensors.torch.save(tensors, metadata={"config": _sum(config)})
 
@@ -311,10 +334,13 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _as_bytes(content: dict[str, Any]) -> bytes:
+    as_json = partial(json.dumps, content, indent=2, allow_nan=False, default=_number)
     try:
-        return (json.dumps(content, indent=2, ensure_ascii=False, default=_number) + "\n").encode()
+        return (as_json(ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError:  # the name of a file that is no text
-        return (json.dumps(content, indent=2, default=_number) + "\n").encode()
+        return (as_json() + "\n").encode()
+    except ValueError as error:
+        raise InputError(f"this cannot be recorded with a run: {error}") from None
 
 
 def _number(value: Any) -> Any:
@@ -326,7 +352,7 @@ def _number(value: Any) -> Any:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(read_file(path))
+        content = json.loads(read_file(path), parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
     except OSError as error:
@@ -336,14 +362,35 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _finite(text: Any) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return float(text)
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """`report.json`; empty if there is none. Raises `InputError` if its figures are none."""
+    if not (folder / REPORT).exists():
+        return {}
+    report = read_json(folder / REPORT)
+    try:
+        if "test_error" in report:
+            number("test_error", report["test_error"], 0, 100)
+        for name in ("test_errors", "test_images"):
+            whole(name, report.get(name, 0), 0, 2**63)
+    except InputError as error:
+        raise InputError(f"{folder / REPORT} is damaged: {error}") from None
+    return report
+
+
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The lines of `metrics.csv`, one for each epoch."""
     try:
         with io.TextIOWrapper(open_file(folder / METRICS), encoding="utf-8", newline="") as file:
-            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            rows = [{name: _finite(value) for name, value in row.items()} for row in csv.DictReader(file)]
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise InputError(f"{folder / METRICS} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not all({"epoch", "seconds", "images_per_second"} <= row.keys() and row["seconds"] > 0 for row in rows):
+    if not all(row.get("epoch", 0) > 0 and row.get("seconds", 0) > 0 and "images_per_second" in row for row in rows):
         raise InputError(f"{folder / METRICS} is damaged: each line should tell an epoch and the seconds that it took")
     return rows
 
@@ -420,6 +467,23 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def cleared_on_failure(folder: Path) -> Iterator[None]:
+    """For a run that has just begun: what fails before anything was kept does not keep the folder from a new try.
+
+    What was interrupted is kept, because it can be resumed from the start.
+    """
+    try:
+        yield
+    except ProcessLostError:
+        raise
+    except Exception:
+        if not any((folder / name).exists() for name in (CHECKPOINT, METRICS)):
+            (folder / CONFIG).unlink(missing_ok=True)
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        raise
 
 
 def environment(device: torch.device) -> dict[str, Any]:

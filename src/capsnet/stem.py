@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from capsnet.checks import shown
 from capsnet.convolution import Conv2d
 from capsnet.errors import InputError
 
@@ -65,12 +66,12 @@ def build_stem(
         return stem, f"{type(stem).__module__}.{type(stem).__qualname__}", features_of(stem, in_shape)
     if isinstance(stem, str):
         raise InputError(
-            f"this model has a stem of its own, {stem}; give such a module: capsnet.load(RUN, stem=MODULE)"
+            f"this model has a stem of its own, {stem[:80]}; give such a module: capsnet.load(RUN, stem=MODULE)"
         )
     channels, height, width = in_shape
     depth = stem_depth(height, width) if stem is None else stem
     if isinstance(depth, bool) or not isinstance(depth, int) or not 0 <= depth <= DEEPEST:
-        raise InputError(f"a stem halves images 0 to {DEEPEST} times, not {depth!r}")
+        raise InputError(f"a stem halves images 0 to {DEEPEST} times, not {shown(depth)}")
     for _ in range(depth):
         height, width = halved(height), halved(width)
     built = Stem(channels, out_channels, depth)

@@ -31,7 +31,7 @@ from capsnet.cuda_graph import GraphedStep, can_capture
 from capsnet.data import ImageSet, PairSet, PosedSet
 from capsnet.data.pictures import Framing, measure_framing
 from capsnet.devices import pick_device, seed_generators, training_loss, training_precision, worth_at_once
-from capsnet.errors import InputError
+from capsnet.errors import InputError, gist
 from capsnet.evaluation import missed_things
 from capsnet.health import PROBE
 from capsnet.models import CapsNet, CapsuleDetector, CNNDetector, Loss, Model, model_name
@@ -81,6 +81,8 @@ def fit(
     for data in (_cropped(train_set.first(1), recipe.crop), held_out):
         if data:
             data.require(model.config["in_shape"], model.config["num_classes"])
+    if isinstance(train_set, ImageSet) and recipe.max_shift >= min(model.config["in_shape"][1:]):
+        raise InputError(f"a shift by {recipe.max_shift} pixels leaves nothing of images of {model.config['in_shape']}")
     if recipe.stop_at_error and not held_out:
         raise InputError("to stop at an error, hold training images out (--held-out N): it is measured on them")
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
@@ -117,7 +119,11 @@ def fit(
                 sections["steps_at_once"] = steps_at_once
             runs.require_free(folder)  # of two that started at once one has the lock, and has begun
             runs.write_config(folder, model, fingerprint=fingerprint, **sections)
-        with working_together(team):
+        started = writes and not resume
+        with (
+            runs.cleared_on_failure(folder) if folder and started else contextlib.nullcontext(),
+            working_together(team),
+        ):
             rows = _train(
                 model,
                 train_set,
@@ -199,6 +205,13 @@ def _train(
         except TrainingInterruptedError as stop:
             kept = "; the checkpoint is kept" if checkpoint and checkpoint.exists() else ""
             raise KeyboardInterrupt(f"interrupted in {stop}{kept}") from None
+        except Exception as error:
+            if starts_from is None or recorder.has_begun or team.size > 1 or isinstance(error, InputError):
+                raise
+            if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+                raise
+            raise InputError(f"cannot go on from {starts_from}: {gist(error)}; remove it to start anew") from error
+        recorder.check_position(trainer)
     model.cpu().eval()
     if isinstance(model, CapsNet):
         model.fold_batch_norm()

@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
+from capsnet.checks import number, whole
 from capsnet.devices import pick_device
-from capsnet.errors import InputError
 
 CPU_BATCH_SIZES = (32, 128, 256)
 GPU_BATCH_SIZES = (128, 2048, 512)
@@ -35,10 +35,11 @@ class Bench:
     def run(self) -> int:
         from capsnet.benchmark.report import benchmark, format_tables
 
-        if self.rounds < 1 or (self.batch_sizes and min(self.batch_sizes) < 1):
-            raise InputError("rounds and batch sizes must be at least 1")
-        if self.seconds is not None and not self.seconds > 0:
-            raise InputError(f"--seconds must be above 0, not {self.seconds}")
+        whole("--rounds", self.rounds, 1, 10_000)
+        for size in self.batch_sizes:
+            whole("--batch-sizes", size, 1, 1_000_000)
+        if self.seconds is not None:
+            number("--seconds", self.seconds, 0.001, 1e9)
         device = pick_device(self.device)
         on_gpu = device.type == "cuda"
         outcome = benchmark(

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from capsnet.checks import whole
 from capsnet.commands.spatial import NAME as SPATIAL
 from capsnet.commands.spatial import refuse, reproduce_spatial
 from capsnet.devices import pick_device
@@ -52,8 +53,8 @@ class Reproduce:
     """Print the table as JSON: a list of {row, data, model, runs, epochs, mean, std, paper}, errors in percent."""
 
     def run(self) -> int:
-        if any(number is not None and number < 1 for number in (self.seeds, self.epochs)):
-            raise InputError("seeds and epochs must be at least 1")
+        for name, value, most in (("--seeds", self.seeds, 10_000), ("--epochs", self.epochs, 1_000_000)):
+            whole(name, 1 if value is None else value, 1, most)
         if self.budget is not None and not (0 < self.budget < math.inf and self.epochs is None):
             raise InputError("a budget is a number of seconds above 0, and chooses the epochs: leave --epochs out")
         if SPATIAL in self.rows:

@@ -23,5 +23,6 @@ class Framing:
 
     def __post_init__(self) -> None:
         shares = (1.0 if self.extent is None else self.extent, *self.centre)
-        if self.background not in ("black", "white", None) or len(shares) != 3 or not all(0 < s <= 1 for s in shares):
+        sound = all(isinstance(s, int | float) and s is not True and 0 < s <= 1 for s in shares)
+        if self.background not in ("black", "white", None) or len(shares) != 3 or not sound:
             raise InputError(f"{self} is no framing: extent and centre are shares of the image, above 0 and up to 1")

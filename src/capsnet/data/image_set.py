@@ -11,6 +11,7 @@ from torch import Tensor
 
 from capsnet.data.framing import Framing
 from capsnet.errors import InputError
+from capsnet.functional import class_numbers
 from capsnet.text import printable
 
 PIECE = 2**24
@@ -19,7 +20,9 @@ PIECE = 2**24
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images: `images` uint8 `(N, C, H, W)`, `labels` int64 `(N,)`, a name for each class.
+    """Labelled images: `images` uint8 `(N, C, H, W)`, `labels` `(N,)`, a name for each class.
+
+    Labels are class numbers of any integer type, also as a column `(N, 1)`; here they are int64 `(N,)`.
 
     The images lie in memory, or in a file that is mapped into it; such a file may be larger than memory, and its images
     cannot be written to. `framing` says how pictures were made into these images; None where that is not known.
@@ -27,7 +30,7 @@ class ImageSet:
     """
 
     images: UInt8[Tensor, "count channels height width"]
-    labels: Int64[Tensor, " count"]
+    labels: Int[Tensor, "count *one"]
     class_names: tuple[str, ...]
     framing: Framing | None = None
 
@@ -37,14 +40,13 @@ class ImageSet:
                 "images must be uint8 of shape (N, C, H, W), "
                 f"not {self.images.dtype} of shape {tuple(self.images.shape)}"
             )
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            raise InputError(
-                f"labels must be int64 of shape ({len(self.images)},), one for each image, "
-                f"not {self.labels.dtype} of shape {tuple(self.labels.shape)}"
-            )
+        labels = class_numbers(self.labels, len(self.class_names), len(self.images))
+        if labels.ndim > 1:
+            raise InputError(f"an image of a set has one class, but the labels are of shape {tuple(labels.shape)}")
+        object.__setattr__(self, "labels", labels)  # this class is frozen
         if not len(self.images):
             raise InputError("there are no images in this set")
-        lowest, highest = int(self.labels.min()), int(self.labels.max())
+        lowest, highest = int(self.labels.min()), int(self.labels.max())  # also on a GPU
         if lowest < 0 or highest >= len(self.class_names):
             raise InputError(
                 f"labels must be 0 to {len(self.class_names) - 1}, but they reach from {lowest} to {highest}"

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from capsnet.checks import whole
 from capsnet.data.augment import shift
 from capsnet.data.draws import below, draw
 from capsnet.data.image_set import ImageSet, check_fit
@@ -18,6 +19,8 @@ TRAIN_PAIRS = 60_000
 """Pairs in a nominal epoch of training: each digit is once the first."""
 TEST_PAIRS = 100_000
 """Pairs in the test set: the beginning of the 10,000,000 of the paper."""
+
+MAX_SHIFT = 1000
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,11 @@ class PairSet:
     max_shift: int = 4
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise InputError(f"a set of pairs holds at least 1 pair, not {self.count}")
-        if self.max_shift < 0:
-            raise InputError(f"max shift must not be negative, but it is {self.max_shift}")
-        if not 0 <= self.seed < 2**64:
-            raise InputError(f"seed must be 0 to 2**64 - 1, not {self.seed}")
+        whole("the number of pairs", self.count, 1, 2**62)
+        whole("max shift", self.max_shift, 0, MAX_SHIFT)
+        whole("seed", self.seed, 0, 2**64 - 1)
+        if self.num_classes < 3:
+            raise InputError("of two classes every pair shows both, so there is nothing to tell apart")
         if len(self.digits.labels.unique()) < 2:
             raise InputError("pairs are of different classes, but all images of this set are of one")
 

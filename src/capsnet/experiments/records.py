@@ -1,12 +1,12 @@
 """What is kept of a run: one JSON file, with all that is needed to judge it and to do it again."""
 
 import hashlib
-import math
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from capsnet import runs
+from capsnet.checks import is_number
 from capsnet.errors import InputError
 from capsnet.experiments.rows import ROWS, Row
 from capsnet.recipe import is_recipe
@@ -51,6 +51,8 @@ def read_record(path: Path) -> dict[str, Any]:
         wrong = [f"final.{name}" for name, value in percentages.items() if not _is_percentage(value)]
         wrong += [] if "error" in percentages else ["final.error"]
         interval = record["final"].get("interval", [0, 0])
+        images = record["final"].get("images", 0)
+        wrong += [] if _is(images, int) and images >= 0 else ["final.images"]
         whole = isinstance(interval, list) and len(interval) == 2 and all(map(_is_percentage, interval))
         wrong += [] if whole else ["final.interval"]
         wrong += [] if _says_where_it_stopped(record) else ["curve"]
@@ -119,7 +121,7 @@ def _says_where_it_stopped(record: dict[str, Any]) -> bool:
 
 
 def _is_percentage(value: Any) -> bool:
-    return _is(value, (int, float)) and math.isfinite(value) and 0 <= value <= 100
+    return is_number(value) and 0 <= value <= 100
 
 
 def _is(value: Any, kind: type | tuple[type, ...]) -> bool:

@@ -109,7 +109,7 @@ def _differences(records: list[dict[str, Any]]) -> list[str]:
     """What was not the same for all runs behind one mean."""
     images = {f"{record['final']['images']:,}" for record in records if "images" in record["final"]}
     # Records that do not note it are older, and all of processors.
-    kinds = {record["environment"].get("precision", "32-true") for record in records}
+    kinds = {str(record["environment"].get("precision", "32-true")) for record in records}
     told = [f"tested on {' or '.join(sorted(images, key=len))} images"] if len(images) > 1 else []
     return [*told, *([f"trained in {' or '.join(sorted(kinds))}"] if len(kinds) > 1 else [])]
 

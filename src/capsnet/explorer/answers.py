@@ -102,9 +102,8 @@ def _subject(folder: Path) -> Subject:
 
 def _about(folder: Path, model: Model) -> str:
     count = sum(parameter.numel() for parameter in model.parameters())
-    report = runs.read_json(folder / runs.REPORT) if (folder / runs.REPORT).exists() else {}
-    error = report.get("test_error")
-    tested = f", wrong on {error:.2g} % of its test images" if isinstance(error, int | float) else ""
+    error = runs.read_report(folder).get("test_error")
+    tested = "" if error is None else f", wrong on {error:.2g} % of its test images"
     return f"{type(model).__name__}, {count:,} parameters{tested}"
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from capsnet.errors import InputError
+from capsnet.errors import InputError, gist
 from capsnet.models.base import Images, Labels, Loss, Targets, scaled
 from capsnet.models.baseline import BaselineCNN
 from capsnet.models.capsnet import CapsNet, CapsuleOutput
@@ -62,8 +62,8 @@ def build_model(name: str, config: dict[str, Any]) -> Model:
         raise InputError(f"unknown model {name!r}; there are: {', '.join(MODELS)}")
     try:
         return MODELS[name](**{key: _tuples(value) for key, value in config.items()})
-    except (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
-        raise InputError(f"the config does not fit model {name!r}: {str(error).splitlines()[0]}") from None
+    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
+        raise InputError(f"the config does not fit model {name!r}: {gist(error)}") from None
 
 
 def _tuples(value: Any) -> Any:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from capsnet import functional
 from capsnet.convolution import Conv2d
-from capsnet.models.base import Images, Labels, Loss, Targets, checked_shape, scaled
+from capsnet.models.base import Images, Labels, Loss, Targets, check_images, scaled
+from capsnet.models.settings import checked
 
 
 class BaselineCNN(nn.Module):
@@ -19,8 +20,8 @@ class BaselineCNN(nn.Module):
 
     def __init__(self, in_shape: tuple[int, int, int], num_classes: int, *, width: float = 1.0) -> None:
         super().__init__()
-        channels, rows, columns = checked_shape(in_shape, num_classes)
-        self.config: dict[str, Any] = {"in_shape": tuple(in_shape), "num_classes": num_classes, "width": width}
+        self.config: dict[str, Any] = checked({"in_shape": in_shape, "num_classes": num_classes, "width": width})
+        channels, rows, columns = self.config["in_shape"]
         first, second, third, dense, narrow = (scaled(size, width) for size in (256, 256, 128, 328, 192))
         self.features = nn.Sequential(
             Conv2d(channels, first, 5, padding=2),
@@ -42,11 +43,13 @@ class BaselineCNN(nn.Module):
         start_weights(self)
 
     def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
+        check_images(images, self.config["in_shape"])
         return self.classifier(self.features(images))
 
     def loss(self, images: Images, labels: Labels, targets: Targets | None = None) -> Loss:
         """Cross-entropy; several classes on an image share the probability. `targets` are for decoders: unused."""
         logits = self(images)
+        labels = functional.class_numbers(labels, logits.shape[1], len(images))
         present = functional.multi_hot(labels, logits.shape[1])
         share = present / present.sum(dim=1, keepdim=True)
         return Loss(nn.functional.cross_entropy(logits, share), {}, logits)

@@ -11,11 +11,10 @@ from capsnet import functional
 from capsnet.convolution import Conv2d
 from capsnet.errors import InputError
 from capsnet.layers import ROUTED_LENGTH, Decoder, DenseCapsules, PrimaryCapsules
-from capsnet.models.base import Images, Labels, Loss, Targets, check_sizes, checked_shape
+from capsnet.models.base import Images, Labels, Loss, Targets, check_images
 from capsnet.models.hidden import hidden_layers
+from capsnet.models.settings import checked
 from capsnet.stem import build_stem, stem_depth
-
-MAX_ITERATIONS = 100
 
 
 class CapsuleOutput(NamedTuple):
@@ -60,16 +59,8 @@ class CapsNet(nn.Module):
         hidden_capsules: Sequence[tuple[int, ...]] = (),
     ) -> None:
         super().__init__()
-        checked_shape(in_shape, num_classes)
-        check_sizes(conv_channels, primary_types, primary_dim, capsule_dim, kernel_size, *decoder_hidden)
-        if not 1 <= iterations <= MAX_ITERATIONS:
-            raise InputError(f"routing iterations must be 1 to {MAX_ITERATIONS}, not {iterations}")
-        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-            raise InputError(f"the temperature of routing is a finite number above 0, not {temperature!r}")
-        self.stem, described, features = build_stem(stem, in_shape, conv_channels // 4)
-        self.grid = _grid(features[1:], kernel_size, in_shape[1:])
-        self.config: dict[str, Any] = {
-            "in_shape": tuple(in_shape),
+        settings = {
+            "in_shape": in_shape,
             "num_classes": num_classes,
             "iterations": iterations,
             "conv_channels": conv_channels,
@@ -78,17 +69,21 @@ class CapsNet(nn.Module):
             "capsule_dim": capsule_dim,
             "kernel_size": kernel_size,
             "decoder": decoder,
-            "decoder_hidden": tuple(decoder_hidden),
+            "decoder_hidden": decoder_hidden,
             "leaky": leaky,
         }
         if batch_norm:
-            self.config["batch_norm"] = True
+            settings["batch_norm"] = batch_norm
         if temperature != 1:
-            self.config["temperature"] = temperature
+            settings["temperature"] = temperature
+        self.config: dict[str, Any] = checked(settings)
+        self.stem, described, features = build_stem(stem, in_shape, conv_channels // 4)
+        self.grid = _grid(features[1:], kernel_size, in_shape[1:])
         if described or stem_depth(*in_shape[1:]):
             self.config["stem"] = described
+        hidden = checked({"hidden_capsules": hidden_capsules})
         if hidden_capsules:
-            self.config["hidden_capsules"] = tuple(map(tuple, hidden_capsules))
+            self.config |= hidden
         self.conv = Conv2d(features[0], conv_channels, kernel_size, relu=True)
         # He et al. 2015: keeps the scale of activations through a ReLU; see PrimaryCapsules for why scale matters.
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
@@ -107,7 +102,8 @@ class CapsNet(nn.Module):
         return CapsuleOutput(capsules, functional.lengths(capsules))
 
     def features(self, images: Images) -> Float[Tensor, "batch features rows columns"]:
-        """Stem and Conv1: what the primary capsules look at."""
+        """Stem and Conv1: what the primary capsules look at. Raises `ValueError` for images that are none of its."""
+        check_images(images, self.config["in_shape"])
         return self.conv(self.stem(images))
 
     def voters(self, primary: Float[Tensor, "batch primary primary_dim"]) -> Float[Tensor, "batch capsules dim"]:
@@ -145,11 +141,13 @@ class CapsNet(nn.Module):
     def loss(self, images: Images, labels: Labels, targets: Targets | None = None) -> Loss:
         """Margin loss, plus the scaled reconstruction loss where there is a decoder (paper, sections 3 and 4.1).
 
-        Where several classes are on an image, `labels` is `(B, K)` and the capsule of each is decoded alone, against
-        its own target (section 6); their reconstruction losses add up. Otherwise the target is the image.
-        Raises `ValueError` if a decoder has several labels and no targets.
+        `labels` are class numbers `(B,)`. Where several classes are on an image they are `(B, K)`, and the capsule of
+        each is decoded alone, against its own target (section 6); their reconstruction losses add up. Otherwise the
+        target is the image. Raises `ValueError` for other labels (`functional.class_numbers`), and if a decoder has
+        several and no targets.
         """
         capsules, lengths = self(images)
+        labels = functional.class_numbers(labels, lengths.shape[1], len(images))
         margin = functional.margin_loss(lengths, functional.multi_hot(labels, lengths.shape[1]))
         if self.decoder is None:
             return Loss(margin, {"margin": margin}, lengths)

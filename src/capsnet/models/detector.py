@@ -11,10 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from capsnet import functional
+from capsnet.checks import shown
 from capsnet.errors import InputError
 from capsnet.layers import Decoder
-from capsnet.models.base import Images, Labels, Loss, check_sizes, sigmoid_loss
+from capsnet.models.base import Images, Labels, Loss, sigmoid_loss
 from capsnet.models.capsnet import CapsNet
+from capsnet.models.settings import checked
 from capsnet.models.small_cnn import SmallCNN
 
 Objective = Literal["margin", "cross-entropy"]
@@ -65,6 +67,7 @@ class CapsuleDetector(CapsNet):
         `targets` are the poses; those of other images do not count. Raises `ValueError` without.
         """
         capsules, lengths = self(images)
+        labels = functional.class_numbers(labels, 2, len(images))
         if self.config["objective"] == "margin":
             parts = {"margin": functional.margin_loss(lengths, labels)}
         else:
@@ -110,14 +113,14 @@ class CNNDetector(SmallCNN):
         decoder_hidden: tuple[int, ...] = (),
     ) -> None:
         super().__init__(in_shape, num_classes, channels=channels, dense=dense)
-        check_sizes(1, *decoder_hidden)
-        self.config |= _checked(num_classes, pose_weight, objective) | {"decoder_hidden": tuple(decoder_hidden)}
+        self.config |= _checked(num_classes, pose_weight, objective) | checked({"decoder_hidden": decoder_hidden})
         self.readout = nn.Linear(dense, NUMBERS)
         self.decoder = Decoder(1, dense, in_shape, decoder_hidden) if decoder_hidden else None
 
     def loss(self, images: Images, labels: Labels, targets: Poses | None = None) -> Loss:
         """Sigmoid cross-entropy, summed over the classes, and the rest as `CapsuleDetector.loss` has it."""
         hidden = self.hidden(images)
+        labels = functional.class_numbers(labels, 2, len(images))
         logits = self.head(hidden)
         if self.config["objective"] == "margin":
             parts = {"margin": functional.margin_loss(logits.sigmoid(), labels)}
@@ -157,11 +160,9 @@ def decode_pose(numbers: Float[Tensor, "batch numbers"]) -> Poses:
 def _checked(num_classes: int, pose_weight: float, objective: str) -> dict[str, Any]:
     if num_classes != 2:
         raise InputError(f"a detector tells one thing from everything else: 2 classes, not {num_classes}")
-    if not 0 <= pose_weight <= 1000:
-        raise InputError(f"the weight of the poses is from 0 to 1000, not {pose_weight}")
     if objective not in get_args(Objective):
-        raise InputError(f"unknown objective {objective!r}; there are: {', '.join(get_args(Objective))}")
-    return {"pose_weight": pose_weight, "objective": objective}
+        raise InputError(f"unknown objective {shown(objective)}; there are: {', '.join(get_args(Objective))}")
+    return {**checked({"pose_weight": pose_weight}), "objective": objective}
 
 
 def _cross_entropy(probabilities: Tensor, labels: Int[Tensor, " batch"]) -> Tensor:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from capsnet.checks import shown
 from capsnet.errors import InputError
 from capsnet.layers import ROUTED_LENGTH, ConvCapsules, DenseCapsules
-from capsnet.models.base import check_sizes
 
 
 def hidden_layers(
@@ -26,7 +26,6 @@ def hidden_layers(
     """
     layers: list[nn.Module] = []
     for size in sizes:
-        check_sizes(*size)
         length = ROUTED_LENGTH if layers else 1.0
         if len(size) == 2:
             below = grid[0] * grid[1] * types
@@ -59,7 +58,8 @@ def hidden_layers(
             types, dim = size[:2]
         else:
             raise InputError(
-                f"a hidden layer is (capsules, dim), or (types, dim, kernel_size) with or without a stride, not {size}"
+                "a hidden layer is (capsules, dim), or (types, dim, kernel_size) with or without a stride, "
+                f"not {shown(size)}"
             )
     return nn.ModuleList(layers), grid, types, dim
 

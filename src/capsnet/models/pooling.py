@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from capsnet.convolution import Conv2d
 from capsnet.errors import InputError
-from capsnet.models.base import Images, Labels, Loss, Targets, checked_shape, scaled, sigmoid_loss
+from capsnet.models.base import Images, Labels, Loss, Targets, check_images, scaled, sigmoid_loss
 from capsnet.models.baseline import start_weights
+from capsnet.models.settings import checked
 from capsnet.pooling import MaxPool2d
 
 
@@ -25,7 +26,10 @@ class PoolingCNN(nn.Module):
         self, in_shape: tuple[int, int, int], num_classes: int, *, padding: bool = True, width: float = 1.0
     ) -> None:
         super().__init__()
-        channels, *sides = checked_shape(in_shape, num_classes)
+        self.config: dict[str, Any] = checked(
+            {"in_shape": in_shape, "num_classes": num_classes, "padding": padding, "width": width}
+        )
+        channels, *sides = self.config["in_shape"]
         rows, columns = (side // 4 if padding else ((side - 8) // 2 - 4) // 2 for side in sides)
         if min(rows, columns) < 1:
             smallest = 4 if padding else 20
@@ -33,12 +37,6 @@ class PoolingCNN(nn.Module):
                 f"images of {sides[0]}×{sides[1]} pixels are too small for two poolings; "
                 f"the smallest size is {smallest}×{smallest}"
             )
-        self.config: dict[str, Any] = {
-            "in_shape": tuple(in_shape),
-            "num_classes": num_classes,
-            "padding": padding,
-            "width": width,
-        }
         first, second, dense = (scaled(size, width) for size in (512, 256, 1024))
         self.features = nn.Sequential(  # the greatest, then ReLU: the same as ReLU first, with a quarter of the work
             Conv2d(channels, first, 9, padding=4 if padding else 0),
@@ -54,6 +52,7 @@ class PoolingCNN(nn.Module):
         start_weights(self)
 
     def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
+        check_images(images, self.config["in_shape"])
         return self.classifier(self.features(images))
 
     def loss(self, images: Images, labels: Labels, targets: Targets | None = None) -> Loss:

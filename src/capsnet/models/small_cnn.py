@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from capsnet.convolution import Conv2d
 from capsnet.errors import InputError
-from capsnet.models.base import Images, Labels, Loss, Targets, check_sizes, checked_shape, sigmoid_loss
+from capsnet.models.base import Images, Labels, Loss, Targets, check_images, sigmoid_loss
 from capsnet.models.baseline import start_weights
+from capsnet.models.settings import checked
 from capsnet.pooling import MaxPool2d
 
 
@@ -28,8 +29,10 @@ class SmallCNN(nn.Module):
         dense: int = 256,
     ) -> None:
         super().__init__()
-        first, height, width = checked_shape(in_shape, num_classes)
-        check_sizes(*channels, dense)
+        self.config: dict[str, Any] = checked(
+            {"in_shape": in_shape, "num_classes": num_classes, "channels": channels, "dense": dense}
+        )
+        first, height, width = self.config["in_shape"]
         rows, columns = height >> len(channels), width >> len(channels)
         if min(rows, columns) < 1:
             smallest = 1 << len(channels)
@@ -37,10 +40,6 @@ class SmallCNN(nn.Module):
                 f"images of {height}×{width} pixels are too small for {len(channels)} poolings; "
                 f"the smallest size is {smallest}×{smallest}"
             )
-        self.config: dict[str, Any] = {
-            **{"in_shape": tuple(in_shape), "num_classes": num_classes},
-            **{"channels": tuple(channels), "dense": dense},
-        }
         stages: list[nn.Module] = []
         for before, after in zip((first, *channels), channels, strict=False):
             stages += [Conv2d(before, after, 3, padding=1), MaxPool2d(), nn.ReLU()]  # as ReLU first, with less work
@@ -50,6 +49,7 @@ class SmallCNN(nn.Module):
 
     def hidden(self, images: Images) -> Float[Tensor, "batch features"]:
         """The last hidden layer."""
+        check_images(images, self.config["in_shape"])
         return self.features(images)
 
     def forward(self, images: Images) -> Float[Tensor, "batch classes"]:

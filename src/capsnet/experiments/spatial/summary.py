@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from capsnet.checks import is_number
 from capsnet.experiments.spatial.plan import FEWER, IMAGES, NON_FACES, VARIANTS
 from capsnet.experiments.spatial.records import is_current
 
@@ -43,7 +44,7 @@ def measured(*keys: str) -> Measure:
             if not isinstance(value, dict) or key not in value:
                 return None
             value = value[key]
-        return value if isinstance(value, int | float) and math.isfinite(value) else None
+        return value if is_number(value) else None
 
     return read
 
