@@ -11,7 +11,6 @@ import capsnet
 from capsnet import cli, pretrained, runs
 from capsnet.data.pictures import Framing
 from capsnet.explorer import answers, markup, parts, pictures
-from capsnet.explorer.server import make_app
 from capsnet.insight.overlap import separate
 
 BLACK = Framing("black", 20 / 28, (0.5, 0.5))
@@ -204,14 +203,6 @@ def test_what_the_parts_of_a_page_send_is_not_trusted():
             parts.moved(wrong)
     with pytest.raises(capsnet.InputError, match=r"11\.0 MB"):
         parts.opened({"size": 11_000_000})
-
-
-def test_one_answer_is_computed_at_a_time(explorer):
-    """Two figures drawn at once would mix up Matplotlib's settings, and 40 answers at once would starve each other."""
-    app = make_app(explorer)
-    blocks = app.app.routes[-1].app.get_blocks()
-    blocks.create_limiter()  # as it does when it starts
-    assert blocks.limiter.total_tokens == 1
 
 
 @pytest.mark.parametrize("name", ["${alert(1)}", "`", "a\\xi", "{{value}}", '" onclick="alert(1)', "<b>", "œuvre, 7"])
