@@ -6,7 +6,6 @@ Here a call is JSON in, a function, JSON out.
 
 import inspect
 import json
-from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -47,6 +46,6 @@ def _no_number(name: str) -> float:
     raise ValueError(name)  # NaN and Infinity, which no page sends and no answer may hold
 
 
-def _takes_event(function: Callable[..., Any]) -> bool:
+def _takes_event(function: Any) -> bool:
     first = next(iter(inspect.signature(function).parameters.values()), None)
     return first is not None and first.annotation is gr.EventData

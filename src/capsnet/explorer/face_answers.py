@@ -101,8 +101,8 @@ def _checked(state: object) -> tuple[int, str, list[dict[str, Any]]]:
     if not isinstance(number, int) or not 0 <= number < FACES or kind not in KINDS:
         raise InputError("there is no face yet")
     names = {"down", "right", "turn", "there"}
-    whole = isinstance(parts, list) and all(isinstance(part, dict) and names <= set(part) for part in parts)
-    if not whole or len(parts) != len(SLOTS):
+    parts = parts if isinstance(parts, list) else []
+    if len(parts) != len(SLOTS) or not all(isinstance(part, dict) and names <= set(part) for part in parts):
         raise InputError(f"a face has {len(SLOTS)} parts, each with down, right, turn and there")
     return number, str(kind), [{name: part[name] for name in names} for part in parts]
 
