@@ -3,14 +3,15 @@
 import os
 import signal
 import sys
-from importlib.metadata import version
 from types import FrameType
+
+import capsnet
 
 
 def main() -> int:
     """Answers `--version`, and hands on to `capsnet.cli`; returns the exit status."""
     if sys.argv[1:] == ["--version"]:
-        print(f"capsnet {version('capsnet')}")
+        print(f"capsnet {capsnet.__version__}")
         return 0
     # PyTorch takes seconds to import. Ctrl-C in that time comes out of it as any error; so end without one.
     patient = signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,7 +1,6 @@
 """`capsnet evaluate`"""
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from capsnet import runs
-from capsnet.commands import optional
+from capsnet.commands import data_of, optional
 from capsnet.data import AVAILABLE
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
@@ -33,9 +32,7 @@ class Evaluate:
     def run(self) -> None:
         folder = runs.locate(self.run_folder)
         run = runs.open_run(folder)
-        data = self.data or run.data or "mnist"
-        if not (self.data or run.data):
-            print("the run does not say what it was trained on; testing on mnist (another: --data)", file=sys.stderr)
+        data = data_of(run, self.data)
         smallest = min(run.model.config["in_shape"][1:])
         if not 0 <= self.shifts < smallest:
             raise InputError(

@@ -46,6 +46,16 @@ def check_sizes(*sizes: int) -> None:
             raise InputError(f"sizes of a model are whole numbers from 1, not {size!r}")
 
 
+def check_batch(images: Tensor) -> Tensor:
+    """The same images. Raises `InputError` if they are no batch."""
+    if images.ndim != 4:
+        raise InputError(
+            f"a model takes a batch of images (count, channels, height, width), not {tuple(images.shape)}; "
+            "one image alone is image[None]"
+        )
+    return images
+
+
 def scaled(size: int, width: float) -> int:
     """`width` times the size of a layer, at least 1. Raises `InputError` if no layer can be so wide."""
     if not 0 < width <= MAX_WIDTH:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from capsnet import functional
 from capsnet.convolution import Conv2d
-from capsnet.models.base import Images, Labels, Loss, Targets, checked_shape, scaled
+from capsnet.models.base import Images, Labels, Loss, Targets, check_batch, checked_shape, scaled
 
 
 class BaselineCNN(nn.Module):
@@ -42,7 +42,7 @@ class BaselineCNN(nn.Module):
         start_weights(self)
 
     def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
-        return self.classifier(self.features(images))
+        return self.classifier(self.features(check_batch(images)))
 
     def loss(self, images: Images, labels: Labels, targets: Targets | None = None) -> Loss:
         """Cross-entropy; several classes on an image share the probability. `targets` are for decoders: unused."""

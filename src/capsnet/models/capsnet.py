@@ -11,7 +11,7 @@ from capsnet import functional
 from capsnet.convolution import Conv2d
 from capsnet.errors import InputError
 from capsnet.layers import ROUTED_LENGTH, Decoder, DenseCapsules, PrimaryCapsules
-from capsnet.models.base import Images, Labels, Loss, Targets, check_sizes, checked_shape
+from capsnet.models.base import Images, Labels, Loss, Targets, check_batch, check_sizes, checked_shape
 from capsnet.models.hidden import hidden_layers
 from capsnet.stem import build_stem, stem_depth
 
@@ -96,7 +96,7 @@ class CapsNet(nn.Module):
 
     def features(self, images: Images) -> Float[Tensor, "batch features rows columns"]:
         """Stem and Conv1: what the primary capsules look at."""
-        return self.conv(self.stem(images))
+        return self.conv(self.stem(check_batch(images)))
 
     def voters(self, primary: Float[Tensor, "batch primary primary_dim"]) -> Float[Tensor, "batch capsules dim"]:
         """The capsules that vote for the classes: the primary ones, or those of the last hidden layer.
@@ -157,6 +157,7 @@ def _grid(features: tuple[int, int], kernel_size: int, image: tuple[int, int]) -
     behind = f" behind a stem that makes them {features[0]}×{features[1]}" if features != image else ""
     raise InputError(
         f"images of {image[0]}×{image[1]} pixels leave no grid of primary capsules{behind}; with "
-        f"{kernel_size}×{kernel_size} kernels the smallest size is {smallest}×{smallest}, "
+        f"{kernel_size}×{kernel_size} kernels the smallest size is {smallest}×{smallest} "
+        f"(--size {smallest} makes your own pictures as large), "
         f"and the largest kernel_size for these is {(min(features) + 1) // 2}"
     )

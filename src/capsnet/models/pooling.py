@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from capsnet.convolution import Conv2d
 from capsnet.errors import InputError
-from capsnet.models.base import Images, Labels, Loss, Targets, checked_shape, scaled, sigmoid_loss
+from capsnet.models.base import Images, Labels, Loss, Targets, check_batch, checked_shape, scaled, sigmoid_loss
 from capsnet.models.baseline import start_weights
 from capsnet.pooling import MaxPool2d
 
@@ -54,7 +54,7 @@ class PoolingCNN(nn.Module):
         start_weights(self)
 
     def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
-        return self.classifier(self.features(images))
+        return self.classifier(self.features(check_batch(images)))
 
     def loss(self, images: Images, labels: Labels, targets: Targets | None = None) -> Loss:
         """Sigmoid cross-entropy, summed over the classes. `targets` are for decoders: unused."""

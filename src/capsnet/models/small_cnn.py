@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from capsnet.convolution import Conv2d
 from capsnet.errors import InputError
-from capsnet.models.base import Images, Labels, Loss, Targets, check_sizes, checked_shape, sigmoid_loss
+from capsnet.models.base import Images, Labels, Loss, Targets, check_batch, check_sizes, checked_shape, sigmoid_loss
 from capsnet.models.baseline import start_weights
 from capsnet.pooling import MaxPool2d
 
@@ -53,7 +53,7 @@ class SmallCNN(nn.Module):
         return self.features(images)
 
     def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
-        return self.head(self.hidden(images))
+        return self.head(self.hidden(check_batch(images)))
 
     def loss(self, images: Images, labels: Labels, targets: Targets | None = None) -> Loss:
         """Sigmoid cross-entropy, summed over the classes. `targets` are for decoders: unused."""
