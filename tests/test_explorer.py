@@ -210,3 +210,8 @@ def test_names_cannot_leave_a_template(name):
     safe = markup.in_template(name)
     assert html.unescape(safe) == name
     assert not set(safe) & set("$`\\{}\"'<>")
+
+
+def test_a_run_that_does_not_say_its_data_shows_nobody_elses(tmp_path):
+    capsnet.save(capsnet.CapsNet((1, 28, 28), 10, conv_channels=2, primary_types=1, decoder_hidden=(2, 2)), tmp_path)
+    assert answers.open_explorer(tmp_path).single.test_set is None

@@ -83,7 +83,7 @@ def _listed(columns: Sequence[str]) -> str:
 
 def _find(columns: Sequence[str], names: tuple[str, ...]) -> int | None:
     folded = [name.casefold() for name in columns]
-    return next((folded.index(name) for name in names if folded.count(name) == 1), None)
+    return next((folded.index(name) for name in map(str.casefold, names) if folded.count(name) == 1), None)
 
 
 def _state(path: Path, where: str, name: str) -> os.stat_result:
