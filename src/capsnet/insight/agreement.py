@@ -168,4 +168,6 @@ def _draw_positions(axis: Axes, data: Agreement, colours: Any, favourites: Tenso
     outline: dict[str, Any] = {"path_effects": [withStroke(linewidth=1.2, foreground="black")]}
     if favourites is not None:
         for (y, x), favourite in zip(itertools.product(down, right), favourites.flatten().tolist(), strict=True):
-            axis.text(x, y, marks[favourite], ha="center", va="center", fontsize=MARK_SIZE, color="white", **outline)
+            axis.text(
+                x, y, marks[int(favourite)], ha="center", va="center", fontsize=MARK_SIZE, color="white", **outline
+            )
