@@ -181,9 +181,11 @@ def test_a_run_stopped_before_its_report_makes_it_when_resumed(tmp_path, here):
 
 def test_a_resumed_run_keeps_its_settings(here):
     assert here("train", "--limit", 32, "--batch-size", 16, "--epochs", 1, "--out", "run")[0] == 0
-    status, _, err = here("train", "--resume", "--out", "run", "--batch-size", 8)
-    assert status == 2
-    assert "a resumed run keeps its settings, and recipe would differ" in err
+    flags = [("--batch-size", 8), ("--no-decoder",), ("--held-out", 3), ("--recipe", "best"), ("--epochs", 9)]
+    for flag in flags:
+        status, _, err = here("train", "--resume", "--out", "run", *flag)
+        assert status == 2
+        assert f"a resumed run keeps its settings, and {flag[0]} would change them; leave it out" in err
     status, out, err = here("train", "--resume", "--out", "run")
     assert (status, out) == (2, "")
     assert "the run run is complete; there is nothing to resume" in err
@@ -282,7 +284,7 @@ def test_bad_pictures_are_told_in_one_line(run, capsys, tmp_path):
 
 def test_a_model_for_other_images_is_told_in_one_line(capsys, tmp_path):
     capsnet.save(capsnet.CapsNet((3, 20, 20), 10, conv_channels=4, primary_types=2), tmp_path / "run")
-    status, out, err = terminal.typed(capsys, "evaluate", tmp_path / "run")
+    status, out, err = terminal.typed(capsys, "evaluate", tmp_path / "run", "--data", "mnist")
     assert (status, out) == (2, "")
     assert "takes images of (channels, height, width) (3, 20, 20), but those of this set are (1, 28, 28)" in err
 

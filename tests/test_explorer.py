@@ -11,7 +11,6 @@ import capsnet
 from capsnet import cli, pretrained, runs
 from capsnet.data.pictures import Framing
 from capsnet.explorer import answers, markup, parts, pictures
-from capsnet.explorer.server import make_app
 from capsnet.insight.overlap import separate
 
 BLACK = Framing("black", 20 / 28, (0.5, 0.5))
@@ -206,16 +205,13 @@ def test_what_the_parts_of_a_page_send_is_not_trusted():
         parts.opened({"size": 11_000_000})
 
 
-def test_one_answer_is_computed_at_a_time(explorer):
-    """Two figures drawn at once would mix up Matplotlib's settings, and 40 answers at once would starve each other."""
-    app = make_app(explorer)
-    blocks = app.app.routes[-1].app.get_blocks()
-    blocks.create_limiter()  # as it does when it starts
-    assert blocks.limiter.total_tokens == 1
-
-
 @pytest.mark.parametrize("name", ["${alert(1)}", "`", "a\\xi", "{{value}}", '" onclick="alert(1)', "<b>", "œuvre, 7"])
 def test_names_cannot_leave_a_template(name):
     safe = markup.in_template(name)
     assert html.unescape(safe) == name
     assert not set(safe) & set("$`\\{}\"'<>")
+
+
+def test_a_run_that_does_not_say_its_data_shows_nobody_elses(tmp_path):
+    capsnet.save(capsnet.CapsNet((1, 28, 28), 10, conv_channels=2, primary_types=1, decoder_hidden=(2, 2)), tmp_path)
+    assert answers.open_explorer(tmp_path).single.test_set is None

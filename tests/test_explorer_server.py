@@ -19,10 +19,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from serving import PALE, ask, digit, png, serving
+from serving import PALE, as_url, ask, call, digit, png, serving
 
 from capsnet import cli
 from capsnet.explorer import answers, pictures
+from capsnet.explorer.pages import build
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_without_gradio_it_says_what_to_install(monkeypatch, capsys):
     assert "pip install 'capsnet[explorer]'" in capsys.readouterr().err
 
 
-def test_it_stays_up_under_garbage(url):
+def test_it_stays_up_under_garbage(url, explorer, capfd):
     """Random bodies, wrong types, huge and endless bodies, paths that no page needs; then it answers as before."""
     draw = random.Random(0)
     port = int(url.rsplit(":", 1)[1])
@@ -136,17 +137,24 @@ def test_it_stays_up_under_garbage(url):
         finally:
             connection.close()
 
+    functions = build(explorer).fns
     values = [None, 1, "x", [], {}, [[]], {"number": -1}, 1e308, "data:image/png;base64,AAAA", True]
+    part = {"down": 0, "right": [], "turn": "x", "there": None}
+    values += [{"number": 3, "kind": "face", "parts": parts} for parts in ([1] * 4, [part] * 4, [{}] * 4, {})]
+    values += [{"number": 1, "capsule": ["x"], "offsets": [1]}, {"turn": 10**400, "items": 1}, 10**400]
+    values += [{"number": [], "capsule": [0] * 16, "offsets": [0] * 16}]
     for _ in range(100):
-        data = [draw.choice(values) for _ in range(draw.randrange(6))]
-        body = {"data": data, "fn_index": draw.randrange(-2, 40), "event_data": draw.choice(values)}
-        throw("/gradio_api/run/predict", json.dumps({**body, "session_hash": "x"}))
+        number = draw.choice([-1, "x", *functions])
+        data = [draw.choice(values) for _ in (functions[number].inputs if number in functions else "two")]
+        body = {"data": data, "fn_index": number, "event_data": draw.choice(values), "session_hash": "x"}
+        assert throw("/gradio_api/run/predict", json.dumps(body)) in (200, 400)
         path = draw.choice(["look", "draw", "turn", "separate", "none"])
         assert throw(f"/api/{path}", draw.choice([draw.randbytes(300), json.dumps(body)])) in (400, 404, 405)
     assert throw("/api/look", b"0" * 16_000_000) == 413
     assert throw("/api/look", (b"0" * 100_000 for _ in range(200))) >= 400  # in chunks, of unknown length
     assert throw("/gradio_api/upload", b"x") == 404
     assert ask(url, "look", png(digit(0)))["class"] == "7"
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_fifty_clients_at_once_are_all_answered(url):
@@ -160,6 +168,26 @@ def test_fifty_clients_at_once_are_all_answered(url):
     with concurrent.futures.ThreadPoolExecutor(50) as pool:
         said = list(pool.map(client, range(50)))
     assert said == [[name] * 3 for name in expected]
+
+
+def test_one_answer_is_computed_at_a_time(url, monkeypatch):
+    """Two figures drawn at once would mix up Matplotlib's settings, and 40 answers at once would starve each other."""
+    agree, under_way, most = answers.agree, [], []
+
+    def watched(*arguments):
+        under_way.append(1)
+        time.sleep(0.01)
+        most.append(len(under_way))
+        under_way.pop()
+        return agree(*arguments)
+
+    monkeypatch.setattr(answers, "agree", watched)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask, url, "look", png(digit(0))) for _ in range(8)]
+        asked += [pool.submit(call, url, 0, as_url(png(digit(0)))) for _ in range(8)]
+        said = [each.result() for each in asked]
+    assert "It sees 7" in said[-1][0]
+    assert most == [1] * 16
 
 
 def test_an_update_takes_under_100_milliseconds_on_one_core(url):
@@ -211,4 +239,13 @@ def test_under_a_foreign_name_it_does_not_answer(url):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
         connection.request("GET", "/", headers={"Host": host})
         assert connection.getresponse().status == status, host
+        connection.close()
+
+
+def test_for_a_foreign_page_it_does_not_work(url):
+    port = int(url.rsplit(":", 1)[1])
+    for origin, status in ((url, 200), ("http://evil.example", 403), ("http://127.0.0.1:9", 403), ("null", 403)):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("POST", "/api/look", png(digit(0)), headers={"Origin": origin})
+        assert connection.getresponse().status == status, origin
         connection.close()

@@ -9,7 +9,7 @@ from PIL import Image
 from terminal import typed
 
 import capsnet
-from capsnet import cli, runs
+from capsnet import callbacks, cli, runs
 from capsnet.commands import train
 
 TINY = ("--epochs", 1, "--width", 0.05, "--size", 20, "--batch-size", 8, "--device", "cpu")
@@ -207,3 +207,79 @@ def test_too_little_memory_is_told_in_one_line(tmp_path, capsys, monkeypatch):
     status, out, err = typed(capsys, "train")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "not enough memory" in err
+
+
+def write_split_table(folder):
+    """With pictures to validate with."""
+    write_folder(folder / "pets", count=8)
+    splits = [*["train"] * 4, *["val"] * 2, *["test"] * 2]
+    rows = [(f"pets/{name}/{k}.png", name, split) for name in ("cats", "dogs") for k, split in enumerate(splits)]
+    return write_table(folder / "pets.csv", rows, header=("path", "label", "split"))
+
+
+def test_pictures_to_validate_with_are_held_out(tmp_path, capsys):
+    table, run = write_split_table(tmp_path), tmp_path / "run"
+    status, _, err = typed(capsys, "train", "--data", table, *TINY, "--epochs", 3, "--stop-at-error", 99, "--out", run)
+    assert status == 0, err
+    assert "8 pictures to train on, 4 pictures to validate with, 4 pictures to test on" in err
+    assert "held-out error" in err
+    rows = runs.read_metrics(run)
+    assert len(rows) == 1  # whatever it is, it is below 99 %
+    assert rows[0]["held_out_error"] in (0, 25, 50, 75)
+    status, _, err = typed(
+        capsys, "train", "--data", table, *TINY, "--held-out", 1, "--limit", 7, "--out", tmp_path / "other"
+    )
+    assert status == 0, err
+    assert runs.read_metrics(tmp_path / "other")[0]["held_out_error"] in (0, 100)
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_resumed_run_goes_on_with_or_without_a_held_out_error(tmp_path, capsys, monkeypatch, measured):
+    """Runs of versions that left the pictures to validate with alone have none in their first lines."""
+    table, run = write_split_table(tmp_path), tmp_path / "run"
+    command = ("train", "--data", table, *TINY, "--epochs", 3, "--out", run)
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Checkpoints, "_stop", stop)
+        patch.setattr(callbacks.Checkpoints, "_any", lambda self, *flags: [True for _ in flags])
+        if not measured:
+            patch.setattr(train, "open_validation", lambda *place, **framed: None)
+        assert typed(capsys, *command)[0] == 130
+    status, out, err = typed(capsys, "train", "--resume", "--out", run)
+    assert status == 0, err
+    rows = runs.read_metrics(run)
+    assert ["held_out_error" in row for row in rows] == [measured] * 3
+    seconds = runs.read_json(run / runs.REPORT)["training_seconds"]
+    assert seconds == pytest.approx(sum(row["seconds"] for row in rows), abs=0.1)
+    assert f"{seconds:,.0f} to train" in out
+
+
+def stop(self, trainer):
+    raise callbacks.TrainingInterruptedError(f"epoch {trainer.current_epoch + 1}")
+
+
+def test_splits_may_be_called_as_people_call_them(tmp_path):
+    table = write_split_table(tmp_path)
+    sizes = {split: len(capsnet.open_dataset(table, split)) for split in ("training", "validation", "Valid", "testing")}
+    assert sizes == {"training": 8, "validation": 4, "Valid": 4, "testing": 4}
+    with pytest.raises(capsnet.InputError, match="unknown split 'dev'; there are: train, test, val"):
+        capsnet.open_dataset(table, "dev")
+    with pytest.raises(capsnet.InputError, match=r"unknown split 'validation'; there are: train, test$"):
+        capsnet.open_dataset("mnist", "validation")
+
+
+def test_a_run_that_does_not_say_its_data_is_not_tested_on_others(tmp_path, capsys):
+    """Its classes may be called 0 to 9 and its images be of 28×28 pixels without being MNIST's."""
+    sizes = {"conv_channels": 2, "primary_types": 1, "decoder_hidden": (2, 2)}
+    capsnet.save(capsnet.CapsNet(in_shape=(1, 28, 28), num_classes=10, **sizes), tmp_path / "run")
+    for command in ("evaluate", "figures"):
+        status, out, err = typed(capsys, command, tmp_path / "run")
+        assert (status, out) == (2, "")
+        assert err == "capsnet: the run does not say what it was trained on; name its data set: --data\n"
+    assert typed(capsys, "evaluate", tmp_path / "run", "--data", "mnist")[0] == 0
+
+
+def test_pictures_too_small_are_answered_with_a_size_that_is_not(tmp_path, capsys):
+    pets = write_folder(tmp_path / "pets")
+    status, _, err = typed(capsys, "train", "--data", pets, "--epochs", 1, "--width", 0.05, "--out", tmp_path / "run")
+    assert status == 2
+    assert "(--size 17 makes your own pictures as large)" in err

@@ -8,9 +8,10 @@ import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from own_sets import draw, opened, told, write_table
+from own_sets import draw, opened, told, write_folder, write_table
 
 import capsnet
+from capsnet.card import public_name
 from capsnet.data import parquet
 
 
@@ -230,3 +231,18 @@ def test_a_picture_has_one_name_and_is_a_file(tmp_path, pictures):
     assert "pictures/0.png stands there with another label" in told(write_table(tmp_path / "set.csv", rows))
     (tmp_path / "folder.png").mkdir()
     assert "there is no picture" in told(write_table(tmp_path / "set.csv", [*pictures, ("folder.png", "cat")]))
+
+
+def test_columns_are_named_where_nobody_else_calls_them_so(tmp_path):
+    write_folder(tmp_path)
+    rows = [(f"{name}/{k}.png", name, "x") for name in ("cats", "dogs") for k in range(5)]
+    table = write_table(tmp_path / "set.csv", rows, header=("Photo of it", "kind", "label"))
+    assert f"others are named in: {table}:PATHS:LABELS" in told(table)
+    train, test = opened(f"{table}:photo of it:KIND", size=8)
+    assert train.class_names == ("cats", "dogs")
+    assert (len(train), len(test)) == (8, 2)
+    assert f"{table} has no column 'sort', or more than one; it has: 'Photo of it', 'kind', 'label'" in told(
+        f"{table}:Photo of it:sort"
+    )
+    assert "there is no file or folder" in told(f"{table}:kind")
+    assert public_name(f"{table}:photo of it:KIND") == "set.csv:photo of it:KIND"

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from capsnet.runs import load, save
     from capsnet.training import fit
 
+    __version__: str
+
 __all__ = [
     "BaselineCNN",
     "CapsNet",
@@ -56,6 +58,10 @@ def __getattr__(name: str) -> Any:
 
             raise InputError("CapsNetClassifier needs scikit-learn; install it with: pip install 'capsnet[sklearn]'")
         return import_module("capsnet.estimator").CapsNetClassifier
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("capsnet")
     raise AttributeError(f"module 'capsnet' has no attribute {name!r}")
 
 

@@ -3,9 +3,9 @@
 import os
 import signal
 import sys
-from importlib.metadata import version
 from types import FrameType
 
+import capsnet
 from capsnet.streams import drop_unwritten, open_closed, output_lost
 
 
@@ -27,7 +27,7 @@ def main() -> int:
 
 def _print_version() -> int:
     try:
-        print(f"capsnet {version('capsnet')}", flush=True)
+        print(f"capsnet {capsnet.__version__}", flush=True)
     except OSError as error:
         return output_lost(error)
     finally:

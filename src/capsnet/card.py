@@ -82,8 +82,9 @@ def public_name(data: str) -> str:
     """How a data set is called where others read it: without the folders of this computer in which it lies."""
     if re.fullmatch(r"hub:[\w.-]+(/[\w.-]+)?(:[\w.-]+)?|[\w.-]+(:[\w.-]+)?", data):
         return data
-    kind, colon, _ = data.partition(":")
-    return f"{kind}:" * (bool(colon) and len(kind) > 1) + re.split(r"[/\\:]", data.rstrip("/\\"))[-1]
+    kind = re.match(r"([a-z]{2,}:)?", data)
+    assert kind
+    return kind[0] + re.split(r"[/\\]", data[kind.end() :].rstrip("/\\"))[-1]
 
 
 def _measured(report: Mapping[str, Any]) -> dict[str, str]:

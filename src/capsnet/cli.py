@@ -104,6 +104,8 @@ def _which_process() -> str:
 
 
 def _parse(arguments: list[str]) -> Command:
+    if {"-h", "--help"} & set(arguments[2:]) and arguments[0] != "train":  # tyro leaves out of it what was given before
+        arguments = [arguments[0], "--help"]
     recipe = _named_recipe(arguments)
     if arguments[:1] == ["train"] and recipe:
         command = _parse_train(arguments, Train(recipe=recipe))
@@ -137,7 +139,15 @@ def _parse_with(kind: Any, arguments: list[str], **options: Any) -> Any:
         if stop.code != 2:
             sys.stdout.flush()  # help
             raise
-        raise InputError(f"{_gist(told.getvalue())} (capsnet --help shows what there is)") from None
+        raise InputError(
+            f"{_gist(told.getvalue())} ({_help_command(arguments, **options)} shows what there is)"
+        ) from None
+
+
+def _help_command(arguments: list[str], prog: str, **_: Any) -> str:
+    """What to type to see the flags of the command that was typed."""
+    typed = [part.name for each in get_args(Command) for part in get_args(each)[1:] if part.name in arguments[:1]]
+    return " ".join([prog, *typed, "--help"])
 
 
 def _gist(box: str) -> str:
@@ -171,10 +181,19 @@ def _parse_resumed(command: Train, arguments: list[str]) -> Train:
     settings = _saved_settings(saved, command.out / runs.CONFIG)
     # As defaults, so that the flags given now override what was saved and can be seen to differ.
     again = _parse_train(arguments, settings)
-    for name, value in as_json(again).items():
-        if name != "device" and value != as_json(settings)[name]:
-            raise InputError(f"a resumed run keeps its settings, and {name} would differ; leave that flag out")
+    given, kept = _flags(again), _flags(settings)
+    for flag in given:
+        if flag != "--device" and given[flag] != kept[flag]:
+            raise InputError(f"a resumed run keeps its settings, and {flag} would change them; leave it out")
     return again
+
+
+def _flags(command: Train) -> dict[str, Any]:
+    """What each flag says that a run's config records."""
+    values = as_json(command)
+    values |= values.pop("recipe")
+    values |= {"recipe": values.pop("based_on"), "no_decoder": values.pop("decoder")}
+    return {f"--{name.replace('_', '-')}": value for name, value in values.items()}
 
 
 def _saved_settings(saved: Mapping[str, Any], path: Path) -> Train:

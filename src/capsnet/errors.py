@@ -8,6 +8,10 @@ class InputError(ValueError):
     """
 
 
+class MissingSplitError(InputError):
+    """The set is there, but has no pictures for this purpose."""
+
+
 def gist(error: Exception) -> str:
     """What an error of somebody else's says, in one line: its first one that is not empty, or its name."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

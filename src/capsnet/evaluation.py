@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64, UInt8
 from torch import Tensor
 
-from capsnet.data import ImageSet, PairSet, to_float
+from capsnet.data import ImageSet, PairSet, require_set, to_float
 from capsnet.data.augment import shift
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
@@ -66,6 +66,7 @@ def evaluate(
     With `shifts`, each image is seen shifted by up to so many pixels in each direction, `(2 · shifts + 1)²` times in
     all, and the answers are averaged. Leaves the model on `device`.
     """
+    require_set(data)
     data.require(model.config["in_shape"], model.config["num_classes"])
     device = pick_device(device)
     model.to(device).eval()

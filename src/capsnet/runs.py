@@ -45,6 +45,7 @@ from capsnet.errors import InputError, ProcessLostError
 from capsnet.evaluation import probabilities
 from capsnet.models import CapsNet, Detector, Model, build_model, model_name
 from capsnet.models.settings import MAX_SIDE
+from capsnet.text import printable
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

@@ -28,7 +28,7 @@ from capsnet.callbacks import (
 )
 from capsnet.checkpoints import SafeCheckpointIO
 from capsnet.cuda_graph import GraphedStep, can_capture
-from capsnet.data import ImageSet, PairSet, PosedSet
+from capsnet.data import ImageSet, PairSet, PosedSet, require_set
 from capsnet.data.pictures import Framing, measure_framing
 from capsnet.devices import pick_device, seed_generators, training_loss, training_precision, worth_at_once
 from capsnet.errors import InputError, gist
@@ -76,8 +76,10 @@ def fit(
     has ended.
     """
     recipe = recipe or Recipe()
+    for data in (train_set, *([held_out] if held_out is not None else [])):
+        require_set(data)
     train_set = _with_or_without_poses(model, train_set, recipe)
-    held_out = held_out and _cropped(held_out, recipe.crop)
+    held_out = None if held_out is None else _cropped(held_out, recipe.crop)
     for data in (_cropped(train_set.first(1), recipe.crop), held_out):
         if data:
             data.require(model.config["in_shape"], model.config["num_classes"])

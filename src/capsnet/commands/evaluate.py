@@ -8,12 +8,11 @@ from typing import Annotated, Literal
 import tyro
 
 from capsnet import runs
-from capsnet.commands import optional
+from capsnet.commands import data_of, optional
 from capsnet.data import AVAILABLE
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
 from capsnet.evaluation import evaluate
-from capsnet.streams import tell
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,7 @@ class Evaluate:
     def run(self) -> None:
         folder = runs.locate(self.run_folder)
         run = runs.open_run(folder)
-        data = self.data or run.data or "mnist"
-        if not (self.data or run.data):
-            tell("the run does not say what it was trained on; testing on mnist (another: --data)")
+        data = data_of(run, self.data)
         smallest = min(run.model.config["in_shape"][1:])
         if not 0 <= self.shifts < smallest:
             raise InputError(

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from capsnet import runs
+from capsnet.commands import data_of, optional
 from capsnet.data import AVAILABLE, ImageSet, PairSet
 from capsnet.errors import InputError
 from capsnet.evaluation import missed_things
@@ -39,9 +40,7 @@ class Export:
     """Answer with a reconstruction of the image, too."""
     int8: bool = False
     """Write FILE-int8.onnx beside it, with 8-bit numbers, and test both."""
-    data: Annotated[str | None, tyro.conf.arg(help=f"Images to check with; by default the run's set. {AVAILABLE}.")] = (
-        None
-    )
+    data: Annotated[str | None, optional("SET", f"Images to check with; by default the run's set. {AVAILABLE}.")] = None
     json: bool = False
     """Print one JSON object."""
 
@@ -88,7 +87,7 @@ class Export:
     def _test_set(self, folder: Path, run: Run) -> ImageSet | PairSet | None:
         """Test images, if they can be had; where the user wants them, they must be."""
         try:
-            images = runs.open_split(folder, self._data(run), "test")
+            images = runs.open_split(folder, data_of(run, self.data), "test")
             images.require(run.model.config["in_shape"], run.model.config["num_classes"])
         except InputError as error:
             if self.data or self.int8:
@@ -98,12 +97,11 @@ class Export:
         return images
 
     def _calibration_images(self, folder: Path, run: Run) -> UInt8[Tensor, "count channels height width"] | None:
-        return runs.open_split(folder, self._data(run), "train").batch(0, CALIBRATION).images if self.int8 else None
-
-    def _data(self, run: Run) -> str:
-        if not (self.data or run.data):
-            raise InputError("the run does not say what it was trained on; name its data set: --data")
-        return self.data or run.data or ""
+        return (
+            runs.open_split(folder, data_of(run, self.data), "train").batch(0, CALIBRATION).images
+            if self.int8
+            else None
+        )
 
 
 def _followed(file: Path) -> Path:

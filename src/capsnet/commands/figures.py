@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from capsnet import runs
-from capsnet.commands import optional
+from capsnet.commands import data_of, optional
 from capsnet.data import AVAILABLE
 from capsnet.errors import InputError
 from capsnet.models import CapsNet
@@ -61,7 +61,7 @@ class Figures:
         run = runs.open_run(folder) if complete else None
         if run and isinstance(run.model, CapsNet):
             beside = runs.load(self.beside) if self.beside else None
-            test_set = runs.open_split(folder, self.data or run.data or "mnist")
+            test_set = runs.open_split(folder, data_of(run, self.data))
             yield from figures_of(run.model, test_set, self.image, beside)
         if (folder / runs.METRICS).exists():
             yield "health", partial(draw_health, read_history(folder))

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from capsnet.checks import whole
+from capsnet.commands import optional
 from capsnet.commands.spatial import NAME as SPATIAL
 from capsnet.commands.spatial import refuse, reproduce_spatial
 from capsnet.devices import pick_device
@@ -26,9 +27,9 @@ class Reproduce:
 
     rows: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ROW")] = ()
     """Rows of the tables; all, if none is named. Or spatial alone: the claim of capsule networks, tested on faces."""
-    seeds: int | None = None
+    seeds: Annotated[int | None, optional("INT")] = None
     """Runs of each row, with the seeds 0, 1, …; by default as many as the row wants, mostly three."""
-    epochs: int | None = None
+    epochs: Annotated[int | None, optional("INT")] = None
     """Train for so many epochs instead of the row's own; such runs get a line of their own."""
     budget: float | None = None
     """Seconds that all of it may take. The speed is measured, and each row gets as many of its epochs as there is time
@@ -39,9 +40,9 @@ class Reproduce:
     """Where the records are kept: OUT/runs/*.json."""
     full: bool = False
     """Test pairs of digits on ten million of them, as the paper does, instead of the first 100,000."""
-    smallnorb: Path | None = None
+    smallnorb: Annotated[Path | None, optional("FOLDER")] = None
     """The folder with the published files of smallNORB."""
-    affnist: Path | None = None
+    affnist: Annotated[Path | None, optional("PATH")] = None
     """The published test set of affNIST, a file or the folder that it is in: its rows are tested on that, too."""
     parts: tuple[str, ...] = ()
     """Of spatial: which parts, a to f; all, if none is named."""

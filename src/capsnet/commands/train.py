@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import os
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard
@@ -15,8 +14,8 @@ import tyro
 
 from capsnet import runs
 from capsnet.commands import optional
-from capsnet.data import AVAILABLE, ImageSet, PairSet, open_dataset
-from capsnet.data.own import parse_size
+from capsnet.data import AVAILABLE, ImageSet, PairSet, open_dataset, open_validation
+from capsnet.data.own import NAMED_COLUMNS, parse_size
 from capsnet.devices import pick_device
 from capsnet.errors import InputError, ProcessLostError
 from capsnet.evaluation import Evaluation, evaluate
@@ -54,7 +53,8 @@ class Train:
     limit: Annotated[int | None, optional("INT")] = None
     """Train on the first so many images only, for a quick look."""
     held_out: int = 0
-    """Keep so many training images out, and test on them after each epoch."""
+    """Keep so many training images out, and test on them after each epoch; by default those of the set's own split to
+    validate with, if it has one."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     devices: int = 1
@@ -77,7 +77,7 @@ class Train:
         if self.out or team.rank:
             self._run(self.out or Path("runs") / "of-the-first-process", team, device)
             return
-        folder = _claimed_folder(f"{Path(os.path.realpath(self.data.replace(':', '/'))).stem}-{self.model}")
+        folder = _claimed_folder(f"{_short_name(self.data)}-{self.model}")
         try:
             self._run(folder, team, device)
         finally:
@@ -90,14 +90,13 @@ class Train:
 
         if not (self.resume or team.rank):
             runs.require_free(folder)
-        train_set, held_out = self._training_data()
+        train_set, held_out = self._training_data(folder)
         test_set = self._test_data(train_set)  # now, not after hours of training for which there is no test
         torch.manual_seed(self.recipe.seed)
         model = self._build(test_set.image_shape, test_set.num_classes)
         if self.resume and (folder / runs.WEIGHTS).exists():
             self._report_again(folder, test_set, device)
             return
-        started = time.perf_counter()
         try:
             rows = fit(
                 model,
@@ -115,7 +114,7 @@ class Train:
             if team.rank:
                 return  # the first process tests, reports and draws
             with runs.locked(folder):
-                self._test(folder, model, test_set, rows, time.perf_counter() - started, device)
+                self._test(folder, model, test_set, rows, device)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(f"{str(stop) or 'interrupted'}; {self._again(folder)}") from None
         except ProcessLostError as lost:
@@ -145,11 +144,17 @@ class Train:
         if not rows:
             raise InputError(f"{folder / runs.METRICS} is damaged: it should have a line for each epoch")
         with runs.locked(folder):
-            self._test(folder, model, test_set, rows, sum(row["seconds"] for row in rows), device)
+            self._test(folder, model, test_set, rows, device)
 
-    def _training_data(self) -> tuple[ImageSet | PairSet, ImageSet | PairSet | None]:
-        train_set = open_dataset(self.data, "train", size=parse_size(self.size), channels=self.channels)
-        train_set, held_out = train_set.hold_out(self.held_out) if self.held_out else (train_set, None)
+    def _training_data(self, folder: Path) -> tuple[ImageSet | PairSet, ImageSet | PairSet | None]:
+        framed: dict[str, Any] = {"size": parse_size(self.size), "channels": self.channels}
+        train_set = open_dataset(self.data, "train", **framed)
+        if self.held_out:
+            train_set, held_out = train_set.hold_out(self.held_out)
+        elif self.resume and not _tests_on_held_out(folder):  # begun by a version that left validation pictures alone
+            held_out = None
+        else:
+            held_out = open_validation(self.data, **framed)
         return (train_set if self.limit is None else train_set.first(self.limit)), held_out
 
     def _test_data(self, train_set: ImageSet | PairSet) -> ImageSet | PairSet:
@@ -172,7 +177,6 @@ class Train:
         model: Model,
         test_set: ImageSet | PairSet,
         rows: list[dict[str, Any]],
-        seconds: float,
         device: str,
     ) -> None:
         """Test, report, draw and print."""
@@ -186,7 +190,7 @@ class Train:
             ("test error", f"{outcome.error:.2f} %   ({outcome.errors:,} of {outcome.images:,} images)"),
             *([("by digit", by_digit)] if pairs else []),
             ("training", f"{report['training_images_per_second']:,.0f} images/s"),
-            ("seconds", f"{seconds:,.0f} to train, {outcome.seconds:,.0f} to test"),
+            ("seconds", f"{report['training_seconds']:,.0f} to train, {outcome.seconds:,.0f} to test"),
             ("run folder", str(folder)),
         ]
         if _has_picture(model):
@@ -224,6 +228,18 @@ def as_json(command: Train) -> dict[str, Any]:
     for name in ("out", "resume", "devices", "nodes"):
         del flags[name]
     return flags
+
+
+def _tests_on_held_out(folder: Path) -> bool:
+    """Whether a run has a held-out error for its epochs; one without any epoch yet will have."""
+    rows = runs.read_metrics(folder) if (folder / runs.METRICS).exists() else []
+    return not rows or "held_out_error" in rows[0]
+
+
+def _short_name(data: str) -> str:
+    """What a run's folder is called after; of a table with named columns the table."""
+    named = NAMED_COLUMNS.fullmatch(data)
+    return Path((named["table"] if named else data).replace(":", "/")).resolve().stem
 
 
 def _claimed_folder(name: str) -> Path:

@@ -18,7 +18,8 @@ from capsnet.data.multimnist import Pairs, PairSet, load_multimnist
 from capsnet.data.own import check_channels, check_size, read_path
 from capsnet.data.posed import PosedSet
 from capsnet.data.smallnorb import read_smallnorb
-from capsnet.errors import InputError
+from capsnet.data.splits import split_named
+from capsnet.errors import InputError, MissingSplitError
 
 DATASETS: dict[str, Callable[[str], ImageSet | PairSet]] = {
     "mnist": load_mnist,
@@ -67,13 +68,16 @@ def open_dataset(
     or `.parquet` table, an `.npz` archive, a folder of IDX files, or a set saved by `datasets`. They are scaled to fit
     `size`, in pixels, a side or (height, width); by default the median picture's, but no side above 64. `channels` is
     1 for grey or 3 for colour; by default grey if all are grey. They also have a split `val`, if they say so.
+    Splits may be called as in people's folders: `validation`, `training`, ….
 
     Raises `InputError`, naming what there is, for an unknown name or split, and if files are missing or damaged.
     """
     if isinstance(name, Path):
         name = os.path.join(".", name)  # so that no path is taken for a name
-    if split not in SPLITS and (split != "val" or not has_any_size(name)):
-        raise InputError(f"unknown split {split!r}; there are: {', '.join(SPLITS)}")
+    splits = (*SPLITS, "val") if has_any_size(name) else SPLITS
+    asked, split = split, split_named(split) or split
+    if split not in splits:
+        raise InputError(f"unknown split {asked!r}; there are: {', '.join(splits)}")
     scaled = (None if size is None else check_size(size), None if channels is None else check_channels(channels))
     kind, _, place = name.partition(":")
     if name not in DATASETS and kind not in READERS:
@@ -89,10 +93,31 @@ def open_dataset(
     return DATASETS[name](split) if name in DATASETS else READERS[kind](place, split)
 
 
+def open_validation(
+    name: str, *, size: int | tuple[int, int] | None = None, channels: int | None = None
+) -> ImageSet | PairSet | None:
+    """The pictures that a user's own set has to validate with, as `open_dataset` opens them; None if it has none."""
+    if not has_any_size(name):
+        return None
+    try:
+        return open_dataset(name, "val", size=size, channels=channels)
+    except MissingSplitError:
+        return None
+
+
 def has_any_size(name: str) -> bool:
     """Whether `size` and `channels` say how the images of a set are to be, as of a user's own."""
     kind, _, _ = name.partition(":")
     return name not in DATASETS and (kind not in READERS or kind in SCALED)
+
+
+def require_set(data: object) -> None:
+    """Raises `InputError` for data in the form of another library."""
+    if not isinstance(data, ImageSet | PairSet):
+        raise InputError(
+            f"images come as an ImageSet or a PairSet, not as a {type(data).__name__}; of tensors, uint8 (N, C, H, W) "
+            "and int64 (N,), one is made by: ImageSet(images, labels, class_names)"
+        )
 
 
 def open_images(name: str, split: str = "train") -> ImageSet:
@@ -115,5 +140,7 @@ __all__ = [
     "has_any_size",
     "open_dataset",
     "open_images",
+    "open_validation",
+    "require_set",
     "to_float",
 ]

@@ -15,11 +15,20 @@ from capsnet.errors import InputError
 READERS = {".npz": read_npz, ".csv": read_table, ".tsv": read_table, ".parquet": read_table}
 """Of files, by their names' ending."""
 
+NAMED_COLUMNS = re.compile(r"(?P<table>.+\.(?:csv|tsv|parquet)):(?P<paths>[^:]+):(?P<labels>[^:]+)", re.I | re.S)
+"""A table whose columns are called otherwise than in most people's."""
+
 LARGEST_SIZE = 4096
 
 
 def read_path(place: str, split: str, size: tuple[int, int] | None, channels: int | None) -> ImageSet:
-    """The images at a path. Raises `InputError` if there is nothing, or nothing of which images are known to come."""
+    """The images at a path; that of a table may go on with the names of two columns, `TABLE:PATHS:LABELS`.
+
+    Raises `InputError` if there is nothing, or nothing of which images are known to come.
+    """
+    named = NAMED_COLUMNS.fullmatch(place)
+    if named and not os.path.exists(os.path.expanduser(place)):
+        return read_table(named["table"], split, size, channels, (named["paths"], named["labels"]))
     path = Path(os.path.expanduser(place))
     if os.path.isdir(path):
         read = read_hub if is_saved(path) else read_idx if has_idx(path) else read_folder

@@ -23,7 +23,7 @@ from capsnet.data.framing import Framing
 from capsnet.data.image_set import ImageSet
 from capsnet.data.pictures import decode_picture, frame, measure_picture, quiet_pillow
 from capsnet.data.splits import check_classes
-from capsnet.errors import InputError
+from capsnet.errors import InputError, MissingSplitError
 from capsnet.streams import progress_console, tell
 from capsnet.text import printable
 
@@ -112,7 +112,7 @@ def prepared(
     if made or split == "train":
         tell(index["told"])
     if split not in index["counts"]:
-        raise InputError(f"{place} has no {split} pictures; there are: {', '.join(index['counts'])}")
+        raise MissingSplitError(f"{place} has no {split} pictures; there are: {', '.join(index['counts'])}")
     shape = (index["counts"][split], *index["shape"])
     pixels = np.memmap(entry / f"{split}.images", np.uint8, "r", shape=shape)
     labels = np.fromfile(entry / f"{split}.labels", np.int64)

@@ -25,24 +25,31 @@ SPLITS = ("split", "set", "subset", "partition")
 LONGEST_LINE = 2**20
 
 
-def read_table(place: str, split: str, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageSet:
+def read_table(
+    place: str,
+    split: str,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    columns: tuple[str, str] | None = None,
+) -> ImageSet:
     """The pictures named in a `.csv`, `.tsv` or `.parquet` file, with paths from that file on, as images of one size.
 
     The columns of paths and labels, and one that says which pictures are to train and to test on, if there is one, are
-    known by their names. Raises `InputError` if they cannot be told, if a picture is missing or has no label, or as
-    `read_folder` does.
+    known by their names; `columns` names those of paths and labels. Raises `InputError` if they cannot be told, if a
+    picture is missing or has no label, or as `read_folder` does.
     """
     path = Path(os.path.expanduser(place))
     read = read_parquet if path.suffix.lower() == ".parquet" else _read_csv
-    files = list(_files(path, *read(path)).values())
+    files = list(_files(path, columns, *read(path)).values())
     if not files:
         raise InputError(f"there are no pictures in {path}")
     return read_files(place, "table", path.parent, files, split, size, channels)
 
 
-def _files(path: Path, columns: Sequence[str], rows: Rows) -> dict[str, PictureFile]:
+def _files(path: Path, named: tuple[str, str] | None, columns: Sequence[str], rows: Rows) -> dict[str, PictureFile]:
     """By name: a picture that stands in a table twice is one, if the table says the same of it."""
-    chosen = [_column(path, columns, PATHS, "picture paths"), _column(path, columns, LABELS, "labels")]
+    paths, labels = ((name,) for name in named) if named else (PATHS, LABELS)
+    chosen = [_column(path, columns, paths, "picture paths"), _column(path, columns, labels, "labels")]
     said = _find(columns, SPLITS)
     files: dict[str, PictureFile] = {}
     for where, row in rows(chosen if said is None else [*chosen, said]):
@@ -62,17 +69,23 @@ def _files(path: Path, columns: Sequence[str], rows: Rows) -> dict[str, PictureF
 
 def _column(path: Path, columns: Sequence[str], names: tuple[str, ...], what: str) -> int:
     found = _find(columns, names)
+    if found is None and len(names) == 1:
+        raise InputError(f"{path} has no column {names[0]!r}, or more than one; it has: {_listed(columns)}")
     if found is None:
         raise InputError(
             f"{path} has no column that is known to hold {what}; it should have one called {names[0]!r}, and has: "
-            f"{', '.join(map(repr, columns)) or 'none'}"
+            f"{_listed(columns)}; others are named in: {path}:PATHS:LABELS"
         )
     return found
 
 
+def _listed(columns: Sequence[str]) -> str:
+    return ", ".join(map(repr, columns)) or "none"
+
+
 def _find(columns: Sequence[str], names: tuple[str, ...]) -> int | None:
     folded = [name.casefold() for name in columns]
-    return next((folded.index(name) for name in names if folded.count(name) == 1), None)
+    return next((folded.index(name) for name in map(str.casefold, names) if folded.count(name) == 1), None)
 
 
 def _state(path: Path, where: str, name: str) -> os.stat_result:

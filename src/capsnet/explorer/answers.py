@@ -93,9 +93,10 @@ def _subject(folder: Path) -> Subject:
     if run.model.decoder is None:
         raise InputError(f"{folder} was trained without a decoder (--no-decoder), so there is nothing to look at")
     try:
-        test_set = runs.open_split(folder, run.data or "mnist")
-        test_set.require(run.model.config["in_shape"], run.model.config["num_classes"])
-    except InputError:  # its images are elsewhere, or were not ours; one can still draw and upload
+        test_set = runs.open_split(folder, run.data) if run.data else None
+        if test_set:
+            test_set.require(run.model.config["in_shape"], run.model.config["num_classes"])
+    except InputError:  # its images are elsewhere; one can still draw and upload
         test_set = None
     return Subject(run, run.model, test_set, _about(folder, run.model))
 

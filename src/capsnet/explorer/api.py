@@ -16,11 +16,13 @@ from capsnet.explorer.answers import Explorer, Image, Subject
 from capsnet.explorer.pictures import read_bytes, to_url
 
 
-def make_api(explorer: Explorer) -> FastAPI:
-    """An application with the endpoints under /api. A picture is the body of a request, in the format of its file."""
+def make_api(explorer: Explorer, limiter: CapacityLimiter) -> FastAPI:
+    """An application with the endpoints under /api. A picture is the body of a request, in the format of its file.
+
+    As many answers are computed at a time as `limiter` lets through.
+    """
     single, pair = explorer.single, explorer.pair
     app = FastAPI(openapi_url=None)  # its own documentation would load scripts from elsewhere
-    limiter = CapacityLimiter(1)
 
     async def answer(function: Callable[..., Any], *arguments: Any) -> Any:
         return await to_thread.run_sync(function, *arguments, limiter=limiter)

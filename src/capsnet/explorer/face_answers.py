@@ -1,6 +1,5 @@
 """What capsule and CNN say of a face whose parts were moved: numbers in, data out. No page in here."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,12 +101,13 @@ def _checked(state: object) -> tuple[int, str, list[dict[str, Any]]]:
     if not isinstance(number, int) or not 0 <= number < FACES or kind not in KINDS:
         raise InputError("there is no face yet")
     names = {"down", "right", "turn", "there"}
-    if not isinstance(parts, list) or len(parts) != len(SLOTS) or not all(names <= set(part) for part in parts):
+    parts = parts if isinstance(parts, list) else []
+    if len(parts) != len(SLOTS) or not all(isinstance(part, dict) and names <= set(part) for part in parts):
         raise InputError(f"a face has {len(SLOTS)} parts, each with down, right, turn and there")
-    return number, str(kind), parts
+    return number, str(kind), [{name: part[name] for name in names} for part in parts]
 
 
 def _number(value: object, reach: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or abs(value) > reach:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= reach:
         raise InputError(f"a part or face is moved by numbers up to {reach:g}, not {str(value)[:20]}")
     return float(value)

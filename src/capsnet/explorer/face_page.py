@@ -39,7 +39,8 @@ def face_page(detectors: Detectors, blocks: gr.Blocks) -> None:
             seen = see(detectors, state, *pose)
         except InputError as error:
             return gr.skip(), markup.wrong(error), gr.skip(), gr.skip()
-        shown = {**state, "picture": to_url(seen.large), "places": seen.places, "back": seen.back}
+        shown = {name: state[name] for name in ("number", "kind", "parts")}
+        shown |= {"picture": to_url(seen.large), "places": seen.places, "back": seen.back}
         shown["answers"] = state.get("changes")  # by hand; more may have been made meanwhile
         return shown, markup.said(_said(seen)), _answers(seen, float(pose[0]), float(pose[1])), _pictures(seen)
 

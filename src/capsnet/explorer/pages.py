@@ -105,7 +105,8 @@ def _single_page(subject: Subject, blocks: gr.Blocks) -> None:
 
     def move(state: Any) -> tuple[Any, ...]:
         number, capsule = parts.moved(state)
-        return gr.skip(), markup.drawn(subject.names[number], draw(subject, number, capsule))
+        image = draw(subject, number, capsule)  # which also checks the number
+        return gr.skip(), markup.drawn(subject.names[number], image)
 
     gr.Markdown(SINGLE)
     with gr.Row():

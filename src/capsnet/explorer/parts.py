@@ -59,7 +59,7 @@ def moved(value: object) -> tuple[Any, list[Any]]:
     try:
         moves = zip(state["capsule"], state["offsets"], strict=True)
         return state["number"], [x + offset for x, offset in moves]
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         raise InputError("there is no capsule to move yet") from None
 
 

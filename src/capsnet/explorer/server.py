@@ -13,27 +13,32 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio would report its use,
 
 import gradio as gr
 import uvicorn
+from anyio import CapacityLimiter
 from gradio.themes import Base
 
 from capsnet.errors import InputError
 from capsnet.explorer.answers import Explorer
 from capsnet.explorer.api import make_api
+from capsnet.explorer.calls import add_calls
 from capsnet.explorer.pages import build
 from capsnet.explorer.pictures import MAX_BYTES
 
 HERE = ("localhost", "127.0.0.1", "::1", "[::1]")
 MAX_BODY = MAX_BYTES * 3 // 2
 """Of a request: a picture in base64, and what is around it."""
-UNUSED = ("/gradio_api/upload", "/gradio_api/proxy", "/gradio_api/vibe", "/gradio_api/stream", "/gradio_api/process")
-"""What Gradio offers and these pages do not need: no file is taken in, none is fetched from elsewhere."""
+USED = re.compile(r"/|/(assets|static)/[\w./@-]+|/theme\.css|/favicon\.ico|/gradio_api/run/predict|/api/[a-z]+")
+"""All that a page asks for. The rest of what Gradio offers reads, writes and fetches files, and is shut."""
 
 
 def make_app(explorer: Explorer, only_here: bool = False) -> Any:
     """The pages and their API as an ASGI application; `only_here` refuses requests under names of other computers."""
+    limiter = CapacityLimiter(1)  # one answer at a time, in order: each has the processor for itself
     blocks = build(explorer)
-    blocks.max_threads = 1  # one answer at a time, in order: each has the processor for itself
+    blocks.has_launched = True  # only then Gradio refuses references to files that nobody uploaded
+    api = make_api(explorer, limiter)
+    add_calls(api, blocks, limiter)  # before mounting: what stands first answers
     app = gr.mount_gradio_app(
-        make_api(explorer),
+        api,
         blocks,
         path="/",
         theme=Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
@@ -53,7 +58,7 @@ class Bounded:
     """Refuses requests that are too large, before they are read, and those that no page needs.
 
     A server that only this computer shall reach answers only to names of this computer: else any page in its user's
-    browser could have a name of its own lead here, and read.
+    browser could have a name of its own lead here, and read. Nor does it work for pages that came from elsewhere.
     """
 
     def __init__(self, app: Any, only_here: bool = False) -> None:
@@ -61,22 +66,27 @@ class Bounded:
         self.only_here = only_here
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if self.only_here and scope["type"] in ("http", "websocket") and _host(scope) not in HERE:
-            await _refuse(send, 403)
-        elif scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-        elif scope["path"].startswith(UNUSED):
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close"})
+        elif self.only_here and not _from_here(scope):
+            await _refuse(send, 403)
+        elif not USED.fullmatch(scope["path"]) or ".." in scope["path"]:
             await _refuse(send, 404)
         elif _announced(scope) > MAX_BODY:
             await _refuse(send, 413)
         else:
-            await self.app(scope, _counted(receive), send)
+            asked = scope if scope["path"].startswith("/api/") else {**scope, "query_string": b""}
+            await self.app(asked, _counted(receive), send)
 
 
-def _host(scope: Any) -> str:
-    """Under which name the server was called, without the port."""
-    named = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
-    return named.rpartition(":")[0] if re.search(r":\d+$", named) else named
+def _from_here(scope: Any) -> bool:
+    """Whether the server was called by a name of this computer, and by its own page if by one."""
+    headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+    host = headers.get(b"host", "")
+    name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+    return name in HERE and headers.get(b"origin", f"http://{host}") == f"http://{host}"
 
 
 def _announced(scope: Any) -> int:

@@ -1,6 +1,7 @@
 """Agreement: which part of an image votes for which class, and how the vote sharpens as routing goes on."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from capsnet.data.image_set import to_float
 from capsnet.functional import lengths
 from capsnet.health import coupling_entropy
-from capsnet.insight.style import style, to_rgb
+from capsnet.insight.style import fit_text, style, text_width, to_rgb
 from capsnet.layers import ConvCapsules, DenseCapsules
 from capsnet.models import CapsNet
 
@@ -24,6 +25,9 @@ VOTES = "cividis"
 """Colours from few votes to many; they become lighter all the way, so that grey tells them apart too."""
 CLASSES = 20
 """So many have room beside each other."""
+MARK_SIZE = 6
+MARK_ROOM = 14
+"""Points: for letters on a square of the grid, and from there to the next."""
 
 
 @dataclass(frozen=True)
@@ -117,31 +121,43 @@ def draw_agreement(data: Agreement, dark: bool = False) -> Figure:
     iterations, types = len(data.couplings), data.activity.shape[2]
     winner = int(data.lengths.argmax())
     shown = data.lengths.topk(min(CLASSES, len(data.class_names))).indices.sort().values.tolist()
-    names = [data.class_names[k] for k in shown]
+    marks = _marks(data.class_names)
+    names = [marks[k] if marks[k] == data.class_names[k] else f"{marks[k]} {data.class_names[k]}" for k in shown]
+    names = [fit_text(name, 90, 8) for name in names]
+    upright = max(map(len, names)) > 3
     by_position, by_type = data.relative(data.by_position), data.relative(data.by_type)[..., shown]
     scales = [
         ScalarMappable(Normalize(float(shares.min()), float(shares.max())), VOTES)
         for shares in (by_position[..., winner], by_type)
     ]
-    tall = min(0.12 * types + 0.4, 4.0)
+    tall = min(max(0.12 * types + 0.4, 1.4), 4.0)  # with room for what its scale is called
+    below = max(text_width(name, 8) for name in names) / 72 if upright else 0  # inches
     with style(dark):
-        figure = Figure(figsize=(3.2 * iterations + 0.6, 4.1 + tall), layout="constrained")
+        figure = Figure(figsize=(3.2 * iterations + 0.6, 4.1 + tall + below), layout="constrained")
         axes = figure.subplots(2, iterations, squeeze=False, height_ratios=[3.2, tall])
         for t in range(iterations):
             favourites = by_position[t].argmax(-1) if t else None  # before that, no class has more than another
-            _draw_positions(axes[0, t], data, scales[0].to_rgba(by_position[t, ..., winner].numpy()), favourites)
+            _draw_positions(axes[0, t], data, scales[0].to_rgba(by_position[t, ..., winner].numpy()), favourites, marks)
             axes[0, t].set_title(f"iteration {t + 1}: {data.entropy[t]:.3f} bits")
             axes[1, t].imshow(scales[1].to_rgba(by_type[t].numpy()), aspect="auto")
-            axes[1, t].set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
+            axes[1, t].set_xticks(range(len(names)), names, rotation=90 if upright else 0)
             axes[1, t].set(xlabel="class", ylabel="capsule type" if t == 0 else "", yticks=[])
         for row, scale in zip(axes, scales, strict=True):
             figure.colorbar(scale, ax=row, label="share of the votes\n(1 = even)", aspect=15)
-        figure.suptitle(f"Who votes for {data.class_names[winner]}, ‖v‖ = {data.lengths[winner]:.2f}", fontsize=11)
+        name = fit_text(data.class_names[winner], 200 * iterations - 60, 11)
+        figure.suptitle(f"Who votes for {name}, ‖v‖ = {data.lengths[winner]:.2f}", fontsize=11)
     return figure
 
 
-def _draw_positions(axis: Axes, data: Agreement, colours: Any, favourites: Tensor | None) -> None:
-    """The image, below a square for each grid position, with the class that it favours."""
+def _marks(class_names: tuple[str, ...]) -> list[str]:
+    """What stands for each class on the grid: its name if all are short, else its number."""
+    if all(text_width(name, MARK_SIZE) <= MARK_ROOM for name in class_names):
+        return list(class_names)
+    return [str(number) for number in range(len(class_names))]
+
+
+def _draw_positions(axis: Axes, data: Agreement, colours: Any, favourites: Tensor | None, marks: Sequence[str]) -> None:
+    """The image, below a square for each grid position, with the mark of the class that it favours."""
     down, right = (centres.tolist() for centres in data.centres)
     half = (down[1] - down[0]) / 2 if len(down) > 1 else data.reach / 2
     axis.imshow(to_rgb(to_float(data.image)).numpy())
@@ -152,4 +168,6 @@ def _draw_positions(axis: Axes, data: Agreement, colours: Any, favourites: Tenso
     outline: dict[str, Any] = {"path_effects": [withStroke(linewidth=1.2, foreground="black")]}
     if favourites is not None:
         for (y, x), favourite in zip(itertools.product(down, right), favourites.flatten().tolist(), strict=True):
-            axis.text(x, y, data.class_names[favourite], ha="center", va="center", fontsize=6, color="white", **outline)
+            axis.text(
+                x, y, marks[int(favourite)], ha="center", va="center", fontsize=MARK_SIZE, color="white", **outline
+            )

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from capsnet.data import ImageSet, PairSet
+from capsnet.insight.style import fit_text
 
 COLUMNS = 10
 INK = "#333333"
@@ -47,7 +48,7 @@ def draw_datasets(datasets: Mapping[str, ImageSet | PairSet]) -> Figure:
         for axes, image, title in zip(line, row.images, row.titles, strict=False):
             shown = image if len(image) in (1, 3) else image[:1]
             axes.imshow(shown.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
-            axes.set_title(title, fontsize=9, color=INK, pad=3)
+            axes.set_title(fit_text(title, 62, 9), fontsize=9, color=INK, pad=3)
         label = row.name.replace(" ", "\n", 1).replace("-", "-\n")
         line[0].text(*(-0.12, 0.5, label), transform=line[0].transAxes, ha="right", va="center", fontsize=10, color=INK)
     return figure

@@ -11,7 +11,7 @@ from torch import Tensor
 from capsnet.data.augment import affine, pose_matrices
 from capsnet.data.image_set import to_float
 from capsnet.functional import lengths
-from capsnet.insight.style import Colours, mosaic, style
+from capsnet.insight.style import Colours, fit_text, mosaic, style
 from capsnet.models import CapsNet, Model
 
 SHOWN = 7
@@ -116,7 +116,7 @@ def draw_equivariance(data: list[Sweep], dark: bool = False) -> Figure:
         axes[1, 0].set_ylabel("how sure of the class")
         axes[2, 0].set_ylabel("direction turned by (degrees)")
         axes[1, 0].legend(loc="lower center")
-        name = data[0].class_names[data[0].number]
+        name = fit_text(data[0].class_names[data[0].number], 280, 11)
         figure.suptitle(f"Capsule {name}: its length should stay, its direction should turn smoothly", fontsize=11)
     return figure
 

@@ -8,11 +8,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from capsnet.data.image_set import to_float
-from capsnet.insight.style import PAIR, style, to_rgb
+from capsnet.insight.style import PAIR, fit_lines, style, to_rgb
 from capsnet.models import CapsNet
 
 FAINT = 0.3
 """How bright the input is below the two reconstructions."""
+ROOM = 100
+"""Points for what is written above an image."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,9 @@ def draw_overlap(data: list[Overlap], dark: bool = False) -> Figure:
                 axis.imshow(picture.numpy())
             names = [each.class_names[k] for k in each.classes.tolist()]
             row[0].set_title("input", fontsize=9, pad=3)
-            row[1].set_title(" and ".join(names[:2]), fontsize=9, pad=3)
+            row[1].set_title(fit_lines(f"{names[0]} and", names[1], ROOM, 9), fontsize=9, pad=3)
             for which, (axis, name) in enumerate(zip(row[2:], names, strict=False)):
                 length = float(each.lengths[each.classes[which]])
-                title = f"{name if which < 2 else f'if told {name}'}  ‖v‖ {length:.2f}"
+                title = fit_lines(name if which < 2 else f"if told {name}", f" ‖v‖ {length:.2f}", ROOM, 9)
                 axis.set_title(title, fontsize=9, pad=3, color=colours.ink if which < 2 else colours.wrong)
     return figure

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from capsnet.data.image_set import to_float
-from capsnet.insight.style import mosaic, style
+from capsnet.insight.style import fit_text, mosaic, style
 from capsnet.models import CapsNet
 
 STEPS = torch.arange(-5, 6) / 20
@@ -74,5 +74,6 @@ def draw_perturbations(data: Perturbations, dark: bool = False) -> Figure:
         axis.plot([left, left, left + width + 2, left + width + 2], [bottom, -1.5, -1.5, bottom], color=colours.second)
         axis.set_xlim(-2, columns * (width + gap))
         axis.set_ylim(bottom + 0.5, -3)
-        figure.suptitle(f"Capsule {data.class_names[data.number]}, ‖v‖ = {data.length:.2f}", fontsize=11)
+        name = fit_text(data.class_names[data.number], 280, 11)
+        figure.suptitle(f"Capsule {name}, ‖v‖ = {data.length:.2f}", fontsize=11)
     return figure

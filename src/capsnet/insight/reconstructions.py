@@ -8,10 +8,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from capsnet.data.image_set import ImageSet, to_float
-from capsnet.insight.style import Colours, style, to_rgb
+from capsnet.insight.style import Colours, fit_lines, style, to_rgb
 from capsnet.models import CapsNet
 
 COLUMNS = 10
+ROOM = 62
+"""Points for what is written above and below an image."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,10 @@ def draw_reconstructions(data: Reconstructions, dark: bool = False) -> Figure:
 def _draw_column(axes, data: Reconstructions, position: int, colours: Colours) -> None:
     names = [data.class_names[k] for k in data.classes[position].tolist()]
     axes[0].imshow(to_rgb(to_float(data.images[position])).numpy())
-    axes[0].set_title(f"label {names[1]}", fontsize=9, pad=3)
+    axes[0].set_title(fit_lines("label", names[1], ROOM, 9), fontsize=9, pad=3)
     right = names[0] == names[1]
     for which, axis in enumerate(axes[1:]):
         axis.imshow(to_rgb(data.reconstructions[position, which]).numpy())
-        said = f"{names[which]}  ‖v‖ {data.lengths[position, which]:.2f}"
+        said = fit_lines(names[which], f" ‖v‖ {data.lengths[position, which]:.2f}", ROOM, 8)
         colour = colours.right if right or which == 1 else colours.wrong
         axis.text(0.5, -0.05, said, transform=axis.transAxes, ha="center", va="top", fontsize=8, color=colour)

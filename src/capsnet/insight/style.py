@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from jaxtyping import Float, Num
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from torch import Tensor
 
 DPI = 150
@@ -49,6 +52,29 @@ def style(dark: bool) -> Iterator[Colours]:
     }
     with rc_context(settings):
         yield colours
+
+
+def fit_text(text: str, points: float | int, size: int) -> str:
+    """As much of a text as is at most so many points wide in letters of this size; … stands for what is left out."""
+    text = " ".join(text.split())
+    if text_width(text, size) <= points:
+        return text
+    ends = range(min(len(text), round(points)))  # no letter is narrower than a point
+    kept = bisect_right(ends, points, key=lambda end: text_width(f"{text[:end].rstrip()}…", size)) - 1
+    return f"{text[: max(kept, 0)].rstrip()}…"
+
+
+def text_width(text: str, size: int) -> float:
+    """Points that a line takes in letters of this size."""
+    return text_to_path.get_text_width_height_descent(" ".join(text.split()), FontProperties(size=size), False)[0]
+
+
+def fit_lines(first: str, second: str, points: float | int, size: int) -> str:
+    """Two texts beside each other if they fit into the width, else one above the other, each as `fit_text` has it."""
+    joined = f"{' '.join(first.split())} {second}"
+    if text_width(joined, size) <= points:
+        return joined
+    return "\n".join(fit_text(part, points, size) for part in (first, second))
 
 
 def as_bytes(figure: Figure, kind: str) -> bytes:

@@ -170,8 +170,9 @@ def _grid(features: tuple[int, int], kernel_size: int, image: tuple[int, int]) -
         return rows, columns
     smallest = 2 * kernel_size - 1
     behind = f" behind a stem that makes them {features[0]}×{features[1]}" if features != image else ""
+    larger = "" if behind else f" (--size {smallest} makes your own pictures as large)"
     raise InputError(
         f"images of {image[0]}×{image[1]} pixels leave no grid of primary capsules{behind}; with "
-        f"{kernel_size}×{kernel_size} kernels the smallest size is {smallest}×{smallest}, "
+        f"{kernel_size}×{kernel_size} kernels the smallest size is {smallest}×{smallest}{larger}, "
         f"and the largest kernel_size for these is {(min(features) + 1) // 2}"
     )
