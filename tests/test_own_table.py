@@ -73,7 +73,7 @@ def test_a_column_says_what_is_to_test_on(tmp_path, pictures):
     place = write_table(tmp_path / "set.csv", rows, header=("file", "target", "split"))
     assert [len(capsnet.open_dataset(str(place), split)) for split in ("train", "val", "test")] == [4, 2, 4]
     rows[3] = (*pictures[3], "")
-    assert "line 5: the split is ''; there are: train, training, val, valid, validation, test, testing" in told(
+    assert "line 5: the split is ''; there are: train, training, val, valid, validation, dev, test, testing" in told(
         write_table(place, rows, header=("file", "target", "split"))
     )
 

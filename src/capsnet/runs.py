@@ -15,6 +15,7 @@ import csv
 import json
 import os
 import platform
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ from capsnet import hub
 from capsnet.card import model_card, public_name
 from capsnet.data import ImageSet, PairSet, has_any_size, open_dataset
 from capsnet.data.framing import Framing
+from capsnet.data.splits import classes_told
 from capsnet.devices import training_precision
 from capsnet.errors import InputError
 from capsnet.models import Detector, Model, build_model, model_name
@@ -155,6 +157,8 @@ def open_split(path: str | Path, name: str, split: str = "test") -> ImageSet | P
         raise InputError(f"{Path(path) / CONFIG} is damaged: its classes are {named!r}")
     classes = tuple(map(str, named))
     images = images if images.class_names == classes else images.with_classes(classes)
+    if has_any_size(name):
+        print(f"{name}: {classes_told(classes, {split: images.labels.numpy()})}", file=sys.stderr)
     recipe = config.get("recipe")
     crop = recipe.get("crop", 0) if isinstance(recipe, dict) else 0
     if type(crop) is not int:

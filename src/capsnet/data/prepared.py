@@ -23,7 +23,7 @@ from capsnet.data.cache import found, kept, room
 from capsnet.data.framing import Framing
 from capsnet.data.image_set import ImageSet
 from capsnet.data.pictures import decode_picture, frame, measure_picture, quiet_pillow
-from capsnet.data.splits import check_classes
+from capsnet.data.splits import check_classes, classes_told
 from capsnet.errors import InputError
 
 LARGEST_SIDE = 64
@@ -109,7 +109,7 @@ def prepared(
     """
     entry, index, made = _entry(place, identity, describe, size, channels)
     if made or split == "train":
-        print(index["told"], file=sys.stderr)
+        tell(entry, index)
     if split not in index["counts"]:
         raise InputError(f"{place} has no {split} pictures; there are: {', '.join(index['counts'])}")
     shape = (index["counts"][split], *index["shape"])
@@ -120,6 +120,13 @@ def prepared(
         images = torch.from_numpy(pixels)
     framing = Framing() if index["framed"] else None
     return ImageSet(images, torch.from_numpy(labels), tuple(index["classes"]), framing)
+
+
+def tell(entry: Path, index: Mapping[str, Any]) -> None:
+    """What was made of the pictures, and the classes, so that a set that was not meant so can be seen."""
+    labels = {split: np.fromfile(entry / f"{split}.labels", np.int64) for split in index["counts"]}
+    print(index["told"], file=sys.stderr)
+    print(f"  {classes_told(index['classes'], labels)}", file=sys.stderr)
 
 
 def _entry(

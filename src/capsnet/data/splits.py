@@ -12,7 +12,7 @@ from capsnet.errors import InputError
 
 NAMES = {
     "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
+    "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
 """What the splits are called in people's folders, columns and arrays."""
@@ -22,6 +22,9 @@ TEST_SHARE = 0.2
 
 DRAWN = f" ({TEST_SHARE:.0%} of each class)".replace("%", " %")
 """What is told of pictures to test on that were drawn."""
+
+MAX_CLASSES_TOLD, MAX_NAME_TOLD = 12, 40
+"""Of so many classes name and numbers are told, and so many letters of a name."""
 
 SEED = 0
 
@@ -95,6 +98,22 @@ def check_classes(
                 f"the class {class_names[missing[0]]!r} of {place} has no pictures in {split}"
                 + (f", but has in {others[0]}; each must show the same classes" if others else "")
             )
+
+
+def classes_told(class_names: Sequence[str], labels: Mapping[str, Int64[np.ndarray, " count"]]) -> str:
+    """Names of the first few classes, and how many pictures each has in each split: `train + test: cats 8 + 2, …`."""
+    counts = [np.bincount(own, minlength=len(class_names)) for own in labels.values()]
+    told = [
+        f"{shortened(name)} {' + '.join(f'{own[number]:,}' for own in counts)}"
+        for number, name in enumerate(class_names[:MAX_CLASSES_TOLD])
+    ]
+    more = len(class_names) - len(told)
+    return f"{' + '.join(labels)}: {', '.join(told)}{f' and {more:,} classes more' if more else ''}"
+
+
+def shortened(text: str) -> str:
+    """Short enough for a line that tells of it."""
+    return text if len(text) <= MAX_NAME_TOLD else f"{text[: MAX_NAME_TOLD - 1]}…"
 
 
 def in_order(names: Iterable[str]) -> list[str]:
