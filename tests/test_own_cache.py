@@ -49,6 +49,7 @@ def test_pictures_are_decoded_once(folder, pets, monkeypatch, capsys):
     assert entries(folder) == made
     assert capsys.readouterr().err == (
         f"{pets}: 2 classes, 8 pictures to train on, 2 pictures to test on (20 % of each class); 8×8 pixels, grey\n"
+        "  train + test: cats 4 + 1, dogs 4 + 1\n"
     )
     assert {path.name for path in (folder / made[0]).iterdir()} == {
         *("index.json", "train.images", "train.labels", "test.images", "test.labels"),

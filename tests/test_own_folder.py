@@ -115,8 +115,8 @@ def test_folders_that_all_hold_the_same_classes_are_none(tmp_path, names):
     for name in names:
         write_folder(tmp_path / name, classes=("apple", "pear"), count=2)
     assert told(tmp_path).startswith(
-        f"the folders {', '.join(sorted(names))} of {tmp_path} have folders of the same names in them (apple, pear), so "
-        f"they are no classes; give one of them, --data {tmp_path}/{sorted(names)[0]}, or call them train and test"
+        f"the folders {', '.join(sorted(names))} of {tmp_path} have folders of the same names in them (apple, pear), "
+        f"so they are no classes; give one of them, --data {tmp_path}/{sorted(names)[0]}, or call them train and test"
     )
     assert classes_of(tmp_path / names[0]) == ("apple", "pear")
 

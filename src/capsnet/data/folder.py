@@ -131,9 +131,9 @@ def _check_no_variants(root: Path, place: str) -> None:
     alike = others and len(named) > 1 and all(first == other for other in others)
     if alike and not any(map(_has_pictures, _folders(root))):
         raise InputError(
-            f"the folders {_some(list(within))} of {place} have folders of the same names in them ({_some(named)}), so "
-            f"they are no classes; give one of them, --data {root / next(iter(within))}, or call them train and test; if "
-            "they are the classes after all, name the pictures in a table"
+            f"the folders {_some(list(within))} of {place} have folders of the same names in them ({_some(named)}), "
+            f"so they are no classes; give one of them, --data {root / next(iter(within))}, or call them train and "
+            "test; if they are the classes after all, name the pictures in a table"
         )
 
 
