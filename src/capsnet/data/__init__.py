@@ -10,6 +10,7 @@ from capsnet.data.affnist import load_affnist_synthetic
 from capsnet.data.affnist_files import read_affnist
 from capsnet.data.expanded import load_expanded_mnist
 from capsnet.data.faces import load_faces
+from capsnet.data.framing import MEASURED, WantedRange, check_pixel_range
 from capsnet.data.hub import read_hub
 from capsnet.data.idx import read_idx
 from capsnet.data.image_set import ImageSet, to_float
@@ -56,17 +57,30 @@ def open_dataset(name: Literal["faces"], split: str = "train") -> PosedSet: ...
 
 @overload
 def open_dataset(
-    name: str | Path, split: str = "train", *, size: int | tuple[int, int] | None = None, channels: int | None = None
+    name: str | Path,
+    split: str = "train",
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    pixel_range: WantedRange = MEASURED,
 ) -> ImageSet | PairSet: ...
 def open_dataset(
-    name: str | Path, split: str = "train", *, size: int | tuple[int, int] | None = None, channels: int | None = None
+    name: str | Path,
+    split: str = "train",
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    pixel_range: WantedRange = MEASURED,
 ) -> ImageSet | PairSet:
     """The images and labels of a data set: one of `DATASETS`, `NAME:PLACE` with a name of `READERS`, or a path.
 
     Whatever is neither of the first two is the path of a user's own images: a folder of class folders, a `.csv`, `.tsv`
     or `.parquet` table, an `.npz` archive, a folder of IDX files, or a set saved by `datasets`. They are scaled to fit
     `size`, in pixels, a side or (height, width); by default the median picture's, but no side above 64. `channels` is
-    1 for grey or 3 for colour; by default grey if all are grey. They also have a split `val`, if they say so.
+    1 for grey or 3 for colour; by default grey if all are grey. Of pictures of more than 8 bits a pixel, and of arrays
+    of other numbers than 0 to 255 or 0.0 to 1.0, `pixel_range` is what becomes 0 and 255: two numbers, "measured" for
+    the lowest and the highest of the whole set, or None for what each picture's own type can hold. They also have a
+    split `val`, if they say so.
 
     Raises `InputError`, naming what there is, for an unknown name or split, and if files are missing or damaged.
     """
@@ -75,17 +89,21 @@ def open_dataset(
     if split not in SPLITS and (split != "val" or not has_any_size(name)):
         raise InputError(f"unknown split {split!r}; there are: {', '.join(SPLITS)}")
     scaled = (None if size is None else check_size(size), None if channels is None else check_channels(channels))
+    pixel_range = check_pixel_range(pixel_range) if isinstance(pixel_range, tuple | list) else pixel_range
+    if pixel_range not in (MEASURED, None) and not isinstance(pixel_range, tuple):
+        raise InputError(f"pixel_range is two numbers, {MEASURED!r} or None, not {pixel_range!r}")
     kind, _, place = name.partition(":")
     if name not in DATASETS and kind not in READERS:
         if not os.path.exists(os.path.expanduser(name)) and not re.search(r"[/\\.]", name):
             raise InputError(f"unknown data set {name!r}; there are: {AVAILABLE}, at which there is nothing here")
-        return read_path(name, split, *scaled)
+        return read_path(name, split, *scaled, pixel_range)
     if name not in DATASETS and not place:
         raise InputError(f"{name!r} does not say where: {kind}:{PLACES[kind]}")
     if has_any_size(name):
-        return READERS[kind](place, split, *scaled)
-    if any(scaled):
-        raise InputError(f"size and channels are for your own images; those of {name} have theirs")
+        return READERS[kind](place, split, *scaled, pixel_range)
+    if any(scaled) or isinstance(pixel_range, tuple):
+        what = "size and channels" if any(scaled) else "pixel ranges"
+        raise InputError(f"{what} are for your own images; those of {name} have theirs")
     return DATASETS[name](split) if name in DATASETS else READERS[kind](place, split)
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from capsnet.data.cache import stamp
+from capsnet.data.framing import WantedRange
 from capsnet.data.image_set import ImageSet
 from capsnet.data.prepared import Pictures, Source, prepared
 from capsnet.data.splits import DRAWN, draw_test, in_order, shuffled, with_test
@@ -30,12 +31,13 @@ def read_files(
     split: str,
     size: tuple[int, int] | None,
     channels: int | None,
+    pixel_range: WantedRange,
     note: str = "",
 ) -> ImageSet:
     """A split of the set of these pictures; `kind` and `note` are what its reader has to say of it."""
     said = [(f"{file.split}:{file.class_name}:{file.name}", file.state) for file in files]
     identity = [kind, str(folder.resolve()), stamp(said)]
-    return prepared(place, identity, lambda: _describe(place, folder, files, note), split, size, channels)
+    return prepared(place, identity, lambda: _describe(place, folder, files, note), split, size, channels, pixel_range)
 
 
 def _describe(place: str, folder: Path, files: Sequence[PictureFile], note: str) -> Source:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from capsnet.data.files import PictureFile, read_files
+from capsnet.data.framing import MEASURED, WantedRange
 from capsnet.data.image_set import ImageSet
 from capsnet.data.pictures import picture_endings
 from capsnet.data.splits import split_named
@@ -20,7 +21,13 @@ WRAPPED = 8
 """So many folders, at most, have nothing in them but the next one."""
 
 
-def read_folder(place: str, split: str, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageSet:
+def read_folder(
+    place: str,
+    split: str,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    pixel_range: WantedRange = MEASURED,
+) -> ImageSet:
     """The pictures in `place/CLASS/…` or `place/train/CLASS/…`, of any size and format, as images of one size.
 
     A class folder may have folders in it; where those of all classes are called `train` and `test`, they are splits.
@@ -44,7 +51,7 @@ def read_folder(place: str, split: str, size: tuple[int, int] | None = None, cha
                 others[ending or "without an ending"] += 1
         if len(files) == before:
             raise InputError(f"there are no pictures in the class folder {folder}{_left_out(others)}")
-    return read_files(place, "folder", root, files, split, size, channels, note + _left_out(others))
+    return read_files(place, "folder", root, files, split, size, channels, pixel_range, note + _left_out(others))
 
 
 def _left_out(endings: Counter[str]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from capsnet.data.cache import stamp
+from capsnet.data.framing import MEASURED, WantedRange
 from capsnet.data.image_set import ImageSet
 from capsnet.data.prepared import Pictures, Source, prepared
 from capsnet.data.splits import DRAWN, draw_test, split_named, with_test
@@ -23,7 +24,13 @@ SHORT_NAMES = {"cifar10": ("uoft-cs/cifar10", None), "svhn": ("ufldl-stanford/sv
 """Names on the hub and configurations of the sets that the paper uses."""
 
 
-def read_hub(place: str, split: str, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageSet:
+def read_hub(
+    place: str,
+    split: str,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    pixel_range: WantedRange = MEASURED,
+) -> ImageSet:
     """Images and labels of `cifar10`, `svhn`, `OWNER/NAME` or `OWNER/NAME:CONFIGURATION` on the hub, or of a folder.
 
     The set needs a column of pictures and one of class labels; the first of each kind is taken. Without a split to test
@@ -38,7 +45,7 @@ def read_hub(place: str, split: str, size: tuple[int, int] | None = None, channe
     states = stamp((f"{use}:{file}", os.stat(file)) for use, file in files)
     # The files hold the rows; which of them, and what the columns are, stands elsewhere.
     kinds = [[use, table._fingerprint, len(table), str(table.features)] for use, table in tables.items()]
-    return prepared(place, ["hub", states, kinds], lambda: _describe(place, tables), split, size, channels)
+    return prepared(place, ["hub", states, kinds], lambda: _describe(place, tables), split, size, channels, pixel_range)
 
 
 def is_saved(folder: Path) -> bool:

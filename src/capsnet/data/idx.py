@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from capsnet.data.arrays import PIECE, Arrays
 from capsnet.data.binary import Bytes, opened
 from capsnet.data.cache import stamp
+from capsnet.data.framing import MEASURED, PixelRange, WantedRange
 from capsnet.data.image_set import ImageSet
 from capsnet.data.pictures import MAX_PIXELS
 from capsnet.data.prepared import Source, prepared
@@ -26,7 +27,13 @@ MAX_COUNT = 2**24
 """No known set has as many images; where packed files say more, they unpack to more than memory."""
 
 
-def read_idx(place: str, split: str, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageSet:
+def read_idx(
+    place: str,
+    split: str,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    pixel_range: WantedRange = MEASURED,
+) -> ImageSet:
     """Images (N, 1, H, W) and labels from the four usual files in a folder, compressed or not.
 
     They are named as those of MNIST: `train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte.gz`, … If their names begin
@@ -35,7 +42,7 @@ def read_idx(place: str, split: str, size: tuple[int, int] | None = None, channe
     """
     files = {use: {kind: _find(place, use, kind) for kind in DIMENSIONS} for use in SPLIT_NAMES}
     states = [(str(path.resolve()), path.stat()) for own in files.values() for path in own.values()]
-    return prepared(place, ["idx", stamp(states)], lambda: _describe(place, files), split, size, channels)
+    return prepared(place, ["idx", stamp(states)], lambda: _describe(place, files), split, size, channels, pixel_range)
 
 
 def has_idx(folder: Path) -> bool:
@@ -67,7 +74,7 @@ def _read_shape(path: Path) -> tuple[int, int, int]:
     return count, height, width
 
 
-def _read_images(path: Path) -> Iterator[UInt8[np.ndarray, "some 1 height width"]]:
+def _read_images(path: Path, pixel_range: PixelRange | None) -> Iterator[UInt8[np.ndarray, "some 1 height width"]]:
     with opened(path) as content:
         count, height, width = _read_header(content, DIMENSIONS["images"])
         step = max(1, PIECE // (height * width))

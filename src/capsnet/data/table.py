@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from capsnet.data.files import PictureFile, read_files
+from capsnet.data.framing import MEASURED, WantedRange
 from capsnet.data.image_set import ImageSet
 from capsnet.data.parquet import Rows, read_parquet
 from capsnet.data.splits import NAMES, split_named
@@ -23,7 +24,13 @@ SPLITS = ("split", "set", "subset", "partition")
 LONGEST_LINE = 2**20
 
 
-def read_table(place: str, split: str, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageSet:
+def read_table(
+    place: str,
+    split: str,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    pixel_range: WantedRange = MEASURED,
+) -> ImageSet:
     """The pictures named in a `.csv`, `.tsv` or `.parquet` file, with paths from that file on, as images of one size.
 
     The columns of paths and labels, and one that says which pictures are to train and to test on, if there is one, are
@@ -35,7 +42,7 @@ def read_table(place: str, split: str, size: tuple[int, int] | None = None, chan
     files = list(_files(path, *read(path)).values())
     if not files:
         raise InputError(f"there are no pictures in {path}")
-    return read_files(place, "table", path.parent, files, split, size, channels)
+    return read_files(place, "table", path.parent, files, split, size, channels, pixel_range)
 
 
 def _files(path: Path, columns: Sequence[str], rows: Rows) -> dict[str, PictureFile]:
