@@ -37,7 +37,8 @@ from capsnet import hub
 from capsnet.card import model_card, public_name
 from capsnet.data import ImageSet, PairSet, has_any_size, open_dataset
 from capsnet.data.framing import Framing
-from capsnet.data.splits import classes_told
+from capsnet.data.image_set import prints_of
+from capsnet.data.splits import ALL, classes_told
 from capsnet.devices import training_precision
 from capsnet.errors import InputError
 from capsnet.models import Detector, Model, build_model, model_name
@@ -150,7 +151,8 @@ def open_split(path: str | Path, name: str, split: str = "test") -> ImageSet | P
 
     Pictures get the size and colours of those that it was trained on, labels are matched by the names of the classes,
     and where training was on squares cut out of the images, it is the middle ones. Raises `InputError` as
-    `open_dataset` does, and for classes that the model does not know.
+    `open_dataset` does, and for classes that the model does not know. `split` may be "all", to test on another set; if
+    that turns out to be the run's own, it is `test` nevertheless.
     """
     config = read_config(Path(path))
     channels, height, width = _image_shape(Path(path), config, load(path))
@@ -161,6 +163,11 @@ def open_split(path: str | Path, name: str, split: str = "test") -> ImageSet | P
     images = open_dataset(name, split, **like)
     if isinstance(images, PairSet):
         return images
+    if split == ALL:
+        split = "test"
+        if _was_trained_on(config, images):
+            print(f"{name} holds what this run was trained on; testing on what it kept to test on", file=sys.stderr)
+            return open_split(path, name)
     named = config.get("classes") or images.class_names
     if not isinstance(named, list | tuple):
         raise InputError(f"{Path(path) / CONFIG} is damaged: its classes are {named!r}")
@@ -173,6 +180,13 @@ def open_split(path: str | Path, name: str, split: str = "test") -> ImageSet | P
     if type(crop) is not int:
         raise InputError(f"{Path(path) / CONFIG} is damaged: its crop is {crop!r}")
     return images.centre(crop) if crop else images
+
+
+def _was_trained_on(config: Mapping[str, Any], images: ImageSet) -> bool:
+    """Whether most of the training images that the run can tell again are among these."""
+    seen = config.get("seen")
+    known = {each for each in seen if isinstance(each, str)} if isinstance(seen, list) else set()
+    return bool(known) and len(known.intersection(prints_of(images))) > len(known) / 2
 
 
 def _image_shape(folder: Path, config: dict[str, Any], model: Model) -> tuple[int, int, int]:

@@ -27,6 +27,7 @@ from capsnet.callbacks import (
 )
 from capsnet.checkpoints import SafeCheckpointIO
 from capsnet.data import ImageSet, PairSet, PosedSet
+from capsnet.data.image_set import prints_of
 from capsnet.data.pictures import Framing, measure_framing
 from capsnet.devices import pick_device, training_loss, training_precision
 from capsnet.errors import InputError
@@ -36,6 +37,9 @@ from capsnet.models import CapsuleDetector, CNNDetector, Model, model_name
 from capsnet.optimizer import AdamW
 from capsnet.processes import Team, find_team, working_together
 from capsnet.recipe import Recipe
+
+SEEN = 64
+"""So many of the first training images a run can tell again."""
 
 
 def fit(
@@ -103,6 +107,8 @@ def fit(
             sections: dict[str, Any] = {"recipe": asdict(recipe), "classes": list(train_set.class_names)}
             sections |= {"image_shape": train_set.image_shape, "framing": asdict(_framing(train_set))}
             sections |= {"command": dict(command or {})}
+            if isinstance(train_set, ImageSet):
+                sections["seen"] = list(prints_of(train_set.first(SEEN)))
             runs.require_free(folder)  # of two that started at once one has the lock, and has begun
             runs.write_config(folder, model, fingerprint=fingerprint, **sections)
         with working_together(team):

@@ -19,6 +19,7 @@ from capsnet.data.multimnist import Pairs, PairSet, load_multimnist
 from capsnet.data.own import check_channels, check_size, read_path
 from capsnet.data.posed import PosedSet
 from capsnet.data.smallnorb import read_smallnorb
+from capsnet.data.splits import ALL
 from capsnet.errors import InputError
 
 DATASETS: dict[str, Callable[[str], ImageSet | PairSet]] = {
@@ -80,13 +81,14 @@ def open_dataset(
     1 for grey or 3 for colour; by default grey if all are grey. Of pictures of more than 8 bits a pixel, and of arrays
     of other numbers than 0 to 255 or 0.0 to 1.0, `pixel_range` is what becomes 0 and 255: two numbers, "measured" for
     the lowest and the highest of the whole set, or None for what each picture's own type can hold. They also have a
-    split `val`, if they say so.
+    split `val`, if they say so, and `all`: what there is to test on a run of another set, that is every picture, or
+    `test` where the set says which ones those are; there classes may be few.
 
     Raises `InputError`, naming what there is, for an unknown name or split, and if files are missing or damaged.
     """
     if isinstance(name, Path):
         name = os.path.join(".", name)  # so that no path is taken for a name
-    if split not in SPLITS and (split != "val" or not has_any_size(name)):
+    if split not in SPLITS and (split not in ("val", ALL) or not has_any_size(name)):
         raise InputError(f"unknown split {split!r}; there are: {', '.join(SPLITS)}")
     scaled = (None if size is None else check_size(size), None if channels is None else check_channels(channels))
     pixel_range = check_pixel_range(pixel_range) if isinstance(pixel_range, tuple | list) else pixel_range

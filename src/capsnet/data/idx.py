@@ -18,6 +18,7 @@ from capsnet.data.framing import MEASURED, PixelRange, WantedRange
 from capsnet.data.image_set import ImageSet
 from capsnet.data.pictures import MAX_PIXELS
 from capsnet.data.prepared import Source, prepared
+from capsnet.data.splits import ALL
 from capsnet.errors import InputError
 
 UNSIGNED_BYTES = 0x08
@@ -42,6 +43,7 @@ def read_idx(
     """
     files = {use: {kind: _find(place, use, kind) for kind in DIMENSIONS} for use in SPLIT_NAMES}
     states = [(str(path.resolve()), path.stat()) for own in files.values() for path in own.values()]
+    split = "test" if split == ALL else split  # which it always has
     return prepared(place, ["idx", stamp(states)], lambda: _describe(place, files), split, size, channels, pixel_range)
 
 

@@ -24,7 +24,7 @@ from capsnet.data.framing import MEASURED, PixelRange, WantedRange
 from capsnet.data.image_set import ImageSet
 from capsnet.data.pictures import MAX_PIXELS
 from capsnet.data.prepared import Part, Source, prepared
-from capsnet.data.splits import DRAWN, NAMES, draw_test, in_order, with_test
+from capsnet.data.splits import ALL, DRAWN, NAMES, draw_test, in_order, to_test_on, with_test
 from capsnet.errors import InputError, gist
 
 IMAGES = ("images", "x", "data", "image", "imgs")
@@ -88,12 +88,14 @@ def read_npz(
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     identity = ["npz", str(path.resolve()), stamp([(path.name, state)])]
-    return prepared(place, identity, lambda: _describe(path, place), split, size, channels, pixel_range)
+    return prepared(place, identity, lambda: _describe(path, place, split == ALL), split, size, channels, pixel_range)
 
 
-def _describe(path: Path, place: str) -> Source:
+def _describe(path: Path, place: str, whole: bool) -> Source:
     arrays = _list(path)
     pairs = _pairs(path, arrays)
+    if whole:
+        pairs = {"test": pairs[to_test_on(pairs) or next(iter(pairs))]}
     shapes = {split: _image_shape(images) for split, (images, _) in pairs.items()}
     values = {split: _read_labels(labels) for split, (_, labels) in pairs.items()}
     for split, (images, labels) in pairs.items():
@@ -118,7 +120,7 @@ def _describe(path: Path, place: str) -> Source:
         use: Arrays(numbers[split], shapes[split], partial(_read_images, pairs[split][0]), measure=measure)
         for split, use in with_test(pairs).items()
     }
-    return Source(class_names, parts)
+    return Source(class_names, parts, complete=not whole, fewest=1 if whole else 2)
 
 
 def _pairs(path: Path, arrays: Mapping[str, Stored]) -> dict[str, tuple[Stored, Stored]]:

@@ -23,7 +23,7 @@ from capsnet.data.cache import found, kept, room
 from capsnet.data.framing import MEASURED, Framing, PixelRange, WantedRange
 from capsnet.data.image_set import ImageSet
 from capsnet.data.pictures import Measured, decode_picture, frame, measure_picture, quiet_pillow
-from capsnet.data.splits import check_classes, classes_told
+from capsnet.data.splits import ALL, check_classes, classes_told
 from capsnet.errors import InputError
 
 LARGEST_SIDE = 64
@@ -90,6 +90,8 @@ class Source:
     note: str = ""
     complete: bool = True
     """Whether each split must show each class."""
+    fewest: int = 2
+    """Classes that there must be."""
     framed: bool = True
     """Whether its pictures, where they have the images' size already, are to be taken as they are by `predict` too."""
 
@@ -108,6 +110,8 @@ def prepared(
     `identity` (anything that JSON can hold) tells its content from any other's. Tells on standard error what was made
     of the pictures, when that is done and when the training split is opened.
     """
+    if split == ALL:
+        identity, split = [identity, ALL], "test"
     entry, index, made = _entry(place, identity, describe, size, channels, pixel_range)
     if made or split == "train":
         tell(entry, index)
@@ -167,7 +171,7 @@ def _make(
     wanted: WantedRange,
 ) -> dict[str, Any]:
     labels = {split: part.labels for split, part in source.parts.items()}
-    check_classes(place, source.class_names, labels, source.complete)
+    check_classes(place, source.class_names, labels, source.complete, source.fewest)
     total = sum(map(len, labels.values()))
     with quiet_pillow(), ThreadPoolExecutor(min(THREADS, _processors())) as pool, Progress(place, total) as progress:
         try:
@@ -188,7 +192,7 @@ def _make(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    check_classes(place, source.class_names, kept_labels, source.complete)
+    check_classes(place, source.class_names, kept_labels, source.complete, source.fewest)
     counts = {split: len(own) for split, own in kept_labels.items()}
     median = _median(sizes) if sizes else None
     scaled = any(each[:2] != shape[1:] for each in sizes) or not sizes

@@ -20,6 +20,9 @@ NAMES = {
 TEST_SHARE = 0.2
 """Of each class, where nothing says which pictures are to test on."""
 
+ALL = "all"
+"""Of a set without splits of its own every picture, and of others the split to test on: for a run of another set."""
+
 DRAWN = f" ({TEST_SHARE:.0%} of each class)".replace("%", " %")
 """What is told of pictures to test on that were drawn."""
 
@@ -74,16 +77,26 @@ def with_test(splits: Iterable[str]) -> dict[str, str]:
     return {split: renamed.get(split, split) for split in NAMES if split in there}
 
 
+def to_test_on(splits: Iterable[str]) -> str | None:
+    """Which of a set's own splits is to test on, if there is one: `test`, or else `val`."""
+    there = set(splits)
+    return next((split for split in ("test", "val") if split in there), None)
+
+
 def check_classes(
-    place: str, class_names: Sequence[str], labels: Mapping[str, Int64[np.ndarray, " count"]], complete: bool = True
+    place: str,
+    class_names: Sequence[str],
+    labels: Mapping[str, Int64[np.ndarray, " count"]],
+    complete: bool = True,
+    fewest: int = 2,
 ) -> None:
-    """Raises `InputError` if there is one class only, if labels are none of the classes, or if a class is missing.
+    """Raises `InputError` if there are too few classes, if labels are none of the classes, or if a class is missing.
 
     Unless `complete`, a split need not have pictures of every class.
     """
     if not class_names:
         raise InputError(f"there are no pictures in {place}")
-    if len(class_names) < 2:
+    if len(class_names) < fewest:
         raise InputError(f"{place} has one class only, {class_names[0]!r}; there must be at least 2 to tell apart")
     for split, own in labels.items():
         if not len(own):
