@@ -106,6 +106,40 @@ def test_a_run_s_own_set_is_never_tested_on_in_full(tmp_path, capsys, run, monke
     assert f"{tmp_path}/moved holds what this run was trained on; testing on what it kept to test on\n" in err
 
 
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        ((8, 8), (20, 20)),
+        ((10, 13), (20, 26)),
+        ((17, 17), None),
+        ((6, 64), (20, 204)),
+        ((2, 64), (20, 204)),
+        ((64, 16), (80, 20)),
+        ((16, 64), (20, 80)),
+        ((17, 64), None),
+        ((1, 64), (20, 204)),
+    ],
+)
+def test_a_size_that_the_model_cannot_take_is_not_chosen(size, wanted):
+    assert train.Train(data="./x")._larger((1, *size)) == wanted
+    assert train.Train(data="./x", model="small-cnn")._larger((1, *size)) == (wanted if min(size) < 8 else None)
+    assert train.Train(data="./x", size="9")._larger((1, *size)) is None
+    assert train.Train(data="mnist")._larger((1, *size)) is None
+    assert train.Train(data="./x", stem=3)._larger((1, 64, 64)) is None
+
+
+@pytest.mark.parametrize(("size", "wanted"), [((8, 8), (20, 20)), ((200, 50), (80, 20))])
+def test_pictures_of_any_size_are_trained_on(tmp_path, capsys, size, wanted):
+    strips = write_folder(tmp_path / "strips", *size, count=3)
+    flags = ("--epochs", 1, "--width", 0.02, "--batch-size", 4, "--no-decoder", "--out", tmp_path / "run")
+    status, _, err = typed(capsys, "train", "--data", strips, *flags)
+    assert status == 0, err
+    assert tuple(runs.read_model_config(tmp_path / "run")["in_shape"]) == (1, *wanted)
+    assert f"too few for capsnet, so the pictures are scaled to {wanted[0]}×{wanted[1]} (--size sets another" in err
+    status, _, err = typed(capsys, "evaluate", tmp_path / "run", "--data", strips)
+    assert status == 0, err
+
+
 def test_predict_sees_what_the_model_was_trained_on(tmp_path, capsys):
     """The cache holds the picture as `predict` makes it, pixel for pixel."""
     pets = write_folder(tmp_path / "pets", 50, 33, count=4)
@@ -189,7 +223,10 @@ def unread(monkeypatch):
         (["--out", "full/x"], "cannot make the folder full/x: "),
         (["--out", "full/x/run"], "cannot make the folder full/x/run: "),
         (["--width", "0"], "the width of a network is above 0"),
-        (["--size", "5"], "images of 5×5 pixels leave no grid of primary capsules"),
+        (
+            ["--size", "5"],
+            "the smallest size is 17×17 (--size 17), and in Python the largest kernel_size for these is 3",
+        ),
         (["--size", "24", "--stem", "9"], "a stem halves images 0 to 8 times, not 9"),
         (["--size", "24", "--iterations", "0"], "iterations must be 1 to 100"),
         (["--limit", "0"], "--limit must be at least 1, not 0"),

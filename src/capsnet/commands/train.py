@@ -15,7 +15,7 @@ import tyro
 
 from capsnet import runs
 from capsnet.commands import optional
-from capsnet.data import AVAILABLE, ImageSet, PairSet, open_dataset
+from capsnet.data import AVAILABLE, ImageSet, PairSet, has_any_size, open_dataset
 from capsnet.data.framing import MEASURED, check_pixel_range
 from capsnet.data.own import parse_size
 from capsnet.devices import pick_device
@@ -23,6 +23,11 @@ from capsnet.errors import InputError, ProcessLostError
 from capsnet.evaluation import Evaluation, evaluate
 from capsnet.models import CapsNet, Model, build_model, sizes
 from capsnet.recipe import Recipe
+
+SMALLEST_SIDE = 20
+"""Pixels that are enough for every model, unless its stem is set."""
+LONGEST_SIDE = 204
+"""So an image that is SMALLEST_SIDE high has no more pixels than one of 64×64."""
 
 
 @dataclass(frozen=True)
@@ -147,17 +152,36 @@ class Train:
         self._test(folder, runs.load(folder), test_set, rows, sum(row["seconds"] for row in rows), device)
 
     def _training_data(self) -> tuple[ImageSet | PairSet, ImageSet | PairSet | None]:
-        train_set = self._open("train")
+        train_set = self._open("train", parse_size(self.size))
+        if isinstance(train_set, ImageSet) and (size := self._larger(train_set.image_shape)):
+            height, width = train_set.image_shape[1:]
+            print(
+                f"{height}×{width} pixels are too few for {self.model}, so the pictures are scaled to "
+                f"{size[0]}×{size[1]} (--size sets another size)",
+                file=sys.stderr,
+            )
+            train_set = self._open("train", size)
         train_set, held_out = train_set.hold_out(self.held_out) if self.held_out else (train_set, None)
         return (train_set if self.limit is None else train_set.first(self.limit)), held_out
 
-    def _open(self, split: str) -> ImageSet | PairSet:
+    def _larger(self, shape: tuple[int, int, int]) -> tuple[int, int] | None:
+        """A size for the user's pictures, where they said none and the usual one is too small for the model."""
+        own = has_any_size(self.data) and not self.size and not self.recipe.crop
+        if not own or min(shape[1:]) >= SMALLEST_SIDE:
+            return None
+        with contextlib.suppress(InputError), torch.device("meta"):
+            self._build(shape, 2)
+            return None
+        scale = SMALLEST_SIDE / min(shape[1:])
+        height, width = (min(LONGEST_SIDE, round(side * scale)) for side in shape[1:])
+        return height, width
+
+    def _open(self, split: str, size: tuple[int, int] | None) -> ImageSet | PairSet:
         pixel_range = MEASURED if self.pixel_range is None else self.pixel_range
-        size = parse_size(self.size)
         return open_dataset(self.data, split, size=size, channels=self.channels, pixel_range=pixel_range)
 
     def _test_data(self, train_set: ImageSet | PairSet) -> ImageSet | PairSet:
-        test_set = self._open("test")
+        test_set = self._open("test", train_set.image_shape[1:] if has_any_size(self.data) else None)
         test_set.require(train_set.image_shape, train_set.num_classes)
         return test_set.centre(self.recipe.crop) if self.recipe.crop and isinstance(test_set, ImageSet) else test_set
 

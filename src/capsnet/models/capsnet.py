@@ -157,6 +157,6 @@ def _grid(features: tuple[int, int], kernel_size: int, image: tuple[int, int]) -
     behind = f" behind a stem that makes them {features[0]}×{features[1]}" if features != image else ""
     raise InputError(
         f"images of {image[0]}×{image[1]} pixels leave no grid of primary capsules{behind}; with "
-        f"{kernel_size}×{kernel_size} kernels the smallest size is {smallest}×{smallest}, "
-        f"and the largest kernel_size for these is {(min(features) + 1) // 2}"
+        f"{kernel_size}×{kernel_size} kernels the smallest size is {smallest}×{smallest} (--size {smallest}), "
+        f"and in Python the largest kernel_size for these is {(min(features) + 1) // 2}"
     )

@@ -31,7 +31,7 @@ class PoolingCNN(nn.Module):
             smallest = 4 if padding else 20
             raise InputError(
                 f"images of {sides[0]}×{sides[1]} pixels are too small for two poolings; "
-                f"the smallest size is {smallest}×{smallest}"
+                f"the smallest size is {smallest}×{smallest} (--size {smallest})"
             )
         self.config: dict[str, Any] = {
             "in_shape": tuple(in_shape),

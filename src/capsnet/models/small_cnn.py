@@ -35,7 +35,7 @@ class SmallCNN(nn.Module):
             smallest = 1 << len(channels)
             raise InputError(
                 f"images of {height}×{width} pixels are too small for {len(channels)} poolings; "
-                f"the smallest size is {smallest}×{smallest}"
+                f"the smallest size is {smallest}×{smallest} (--size {smallest})"
             )
         self.config: dict[str, Any] = {
             **{"in_shape": tuple(in_shape), "num_classes": num_classes},
