@@ -220,10 +220,21 @@ def test_sets_without_classes(tmp_path):
     (tmp_path / "dogs").mkdir()
     assert f"there are no pictures in the class folder {tmp_path}/dogs" in told(tmp_path)
     (tmp_path / "dogs" / "a.HEIC").write_bytes(b"")
-    assert "/dogs; 1 files left out that are no pictures (.heic)" in told(tmp_path)
+    assert "/dogs; 1 files left out that cannot be read (.heic; convert them to JPEG or PNG)" in told(tmp_path)
     draw(tmp_path / "dogs" / "a.png")
     assert "the class 'dogs' of" in (answer := told(tmp_path))
     assert "has one picture; it takes one to train and one to test on" in answer
+
+
+def test_what_is_in_a_folder_without_classes_is_named(tmp_path):
+    (tmp_path / "X_train.npy").write_bytes(b"")
+    (tmp_path / "y_train.npy").write_bytes(b"")
+    assert told(tmp_path).endswith(
+        "; put arrays, such as X_train.npy, into one archive: np.savez('set.npz', x_train=…, y_train=…), and perhaps "
+        "x_test and y_test"
+    )
+    (tmp_path / "metadata.csv").write_bytes(b"")
+    assert told(tmp_path).endswith(f"; metadata.csv in it is a set of its own: --data {tmp_path}/metadata.csv")
 
 
 def test_classes_that_differ_between_train_and_test(tmp_path):

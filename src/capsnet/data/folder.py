@@ -10,6 +10,7 @@ from pathlib import Path
 from capsnet.data.files import PictureFile, read_files
 from capsnet.data.framing import MEASURED, WantedRange
 from capsnet.data.image_set import ImageSet
+from capsnet.data.kinds import FOREIGN
 from capsnet.data.pictures import picture_endings
 from capsnet.data.splits import split_named
 from capsnet.errors import InputError
@@ -56,8 +57,13 @@ def read_folder(
 
 def _left_out(endings: Counter[str]) -> str:
     """What is told of files that are no pictures, or none that can be read."""
-    most = ", ".join(ending for ending, _ in endings.most_common(3))
-    return f"; {endings.total():,} files left out that are no pictures ({most})" if endings else ""
+    foreign = Counter({ending: count for ending, count in endings.items() if ending in FOREIGN})
+    told = ""
+    for what, left_out in (("cannot be read", foreign), ("are no pictures", endings - foreign)):
+        most = ", ".join(ending for ending, _ in left_out.most_common(3))
+        advice = "; convert them to JPEG or PNG" if left_out is foreign else ""
+        told += f"; {left_out.total():,} files left out that {what} ({most}{advice})" if left_out else ""
+    return told
 
 
 def _unwrapped(root: Path) -> Path:
@@ -180,10 +186,21 @@ def _has_pictures(folder: Path) -> bool:
 def _class_folders(folder: Path) -> list[Path]:
     folders = _folders(folder)
     if not folders:
-        raise InputError(
-            f"there are no class folders in {folder}; put the pictures of each class in a folder of its own"
-        )
+        raise InputError(f"there are no class folders in {folder}; {_instead(folder)}")
     return folders
+
+
+def _instead(folder: Path) -> str:
+    """What is right, by what is there."""
+    names = sorted(path.name for path in folder.iterdir())
+    if tables := [name for name in names if name.lower().endswith((".csv", ".tsv", ".parquet", ".npz"))]:
+        return f"{tables[0]} in it is a set of its own: --data {folder / tables[0]}"
+    if arrays := [name for name in names if name.lower().endswith(".npy")]:
+        return (
+            f"put arrays, such as {arrays[0]}, into one archive: "
+            "np.savez('set.npz', x_train=…, y_train=…), and perhaps x_test and y_test"
+        )
+    return "put the pictures of each class in a folder of its own"
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -19,6 +19,9 @@ NOT_READ = (
 HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 """Brands of the format of many telephones' pictures."""
 
+FOREIGN = (".heic", ".heif", ".dcm", ".dicom", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".psd")
+"""Endings of pictures that Pillow does not read."""
+
 MANY_PAGES = 1000
 """More are not counted."""
 
