@@ -174,11 +174,8 @@ def table(chance: random.Random, folder: Path) -> list[Use]:
     rows = [["path", "label", "split"], *write_pictures(folder)]
     if chance.random() < 0.3:
         rows[0] = ["image", "a", "b", "split"]
-        rows[1:] = [
-            [path.removesuffix(".png"), str(int(label == "a")), "0.0", split] for path, label, split in rows[1:]
-        ]
         for row in rows[1:]:
-            row[2] = "1.0" if row[1] == "0" else "0.0"
+            row[:2] = row[0].removesuffix(".png"), *(("1", "0.0") if row[1] == "a" else ("0", "1.0"))
     for _ in range(chance.randrange(3)):
         row = chance.choice(rows)
         if row:

@@ -233,9 +233,6 @@ def test_pictures_that_cannot_be_read_at_all_are_answered_too(run_folder, tmp_pa
     (tmp_path / "inbox" / "notes.txt").touch()
     status, out, err = typed(capsys, "predict", run_folder, tmp_path / "inbox")
     assert status == 1
-    assert (
-        out
-        == f"{tmp_path}/inbox/a.HEIC  error: {tmp_path}/inbox/a.HEIC is a HEIC picture, which cannot be read; "
-        + ("convert it to JPEG or PNG\n")
-    )
+    told = f"{tmp_path}/inbox/a.HEIC is a HEIC picture, which cannot be read; convert it to JPEG or PNG"
+    assert out == f"{tmp_path}/inbox/a.HEIC  error: {told}\n"
     assert err == "1 of 1 pictures could not be read\n"
