@@ -307,3 +307,12 @@ def test_a_set_larger_than_memory_trains(tmp_path):
     status, out, err = finish(process, timeout=600)
     assert status == 0, err
     assert int(out) == 0.8 * images.nbytes
+
+
+def test_labels_that_are_none_are_refused(folder, pets):
+    """However large: nothing as long as they say is made to count them."""
+    opened(pets)
+    (entry,) = entries(folder)
+    labels = folder / entry / "train.labels"
+    np.array([2**62, *np.fromfile(labels, np.int64)[1:]]).tofile(labels)
+    assert "labels must be 0 to 1, but they reach from 0 to " in told(pets)

@@ -115,7 +115,8 @@ def check_classes(
 
 def classes_told(class_names: Sequence[str], labels: Mapping[str, Int64[np.ndarray, " count"]]) -> str:
     """Names of the first few classes, and how many pictures each has in each split: `train + test: cats 8 + 2, …`."""
-    counts = [np.bincount(own, minlength=len(class_names)) for own in labels.values()]
+    last = len(class_names)  # what a damaged cache has beyond is refused when a set is made of it
+    counts = [np.bincount(own[(own >= 0) & (own < last)], minlength=last) for own in labels.values()]
     told = [
         f"{shortened(name)} {' + '.join(f'{own[number]:,}' for own in counts)}"
         for number, name in enumerate(class_names[:MAX_CLASSES_TOLD])
