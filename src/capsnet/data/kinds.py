@@ -1,6 +1,7 @@
 """What files hold that is no single picture in grey or in colours: other formats, other bands, further pages."""
 
 import contextlib
+import io
 from typing import IO, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ MANY_PAGES = 1000
 """More are not counted."""
 
 
-def what_it_is(file: IO[bytes]) -> str:
+def what_it_is(file: IO[bytes] | io.BytesIO) -> str:
     """Of a file that Pillow does not know: what its first bytes say, and what to do."""
     with contextlib.suppress(Exception):  # whatever a damaged header leads to
         file.seek(0)
