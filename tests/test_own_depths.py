@@ -313,3 +313,14 @@ def test_grey_that_pillow_writes_deep_is_the_same_as_ours(tmp_path):
     for ending in ("png", "tif"):
         Image.fromarray(pixels).save(tmp_path / f"a.{ending}")
         assert measure_picture(tmp_path / f"a.{ending}", "x").pixel_range == (200, 1700)
+
+
+@pytest.mark.parametrize(("kind", "bands"), [(np.uint16, 3), (np.int8, 1), (np.uint32, 1)])
+def test_pictures_that_are_held_twice_may_be_half_as_large(tmp_path, monkeypatch, kind, bands):
+    from capsnet.data import pictures
+
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 100)
+    path = write_tiff(tmp_path / "a.tif", np.zeros((8, 8, bands) if bands > 1 else (8, 8), kind))
+    with pytest.raises(capsnet.InputError) as refused:
+        decode_picture(path, "x")
+    assert str(refused.value) == "x has 8×8 pixels; the limit is 50"

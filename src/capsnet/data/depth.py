@@ -19,6 +19,9 @@ OTHER_ORDER = {
 }
 """How colours of 16 bits lie in a file, and what takes the lower byte of each for the upper one then."""
 
+OTHER_NUMBERS = {("signed", 8): np.int8, ("unsigned", 32): np.uint32}
+"""What the numbers of a TIFF are where Pillow takes them for others of as many bits."""
+
 MANY_VALUES = 2**20
 """Of larger pictures not every pixel is looked at to find the lowest and highest."""
 
@@ -27,18 +30,23 @@ RARE = 0.001
 dead ones of a sensor."""
 
 
+def is_costly(picture: ImageFile.ImageFile) -> bool:
+    """Whether the numbers are found in a second copy of the picture."""
+    return raw_mode(picture) in OTHER_ORDER or sample_of(picture) in OTHER_NUMBERS
+
+
 def is_deep(picture: ImageFile.ImageFile) -> bool:
-    return picture.mode in DEEP_MODES or sample_of(picture) == ("signed", 8) or _raw_mode(picture) in OTHER_ORDER
+    return picture.mode in DEEP_MODES or sample_of(picture) == ("signed", 8) or raw_mode(picture) in OTHER_ORDER
 
 
-def _raw_mode(picture: ImageFile.ImageFile) -> str:
+def raw_mode(picture: ImageFile.ImageFile) -> str:
     args = picture.tile[0].args if picture.tile else ""
     return str(args if isinstance(args, str) or not args else args[0])
 
 
 def true_numbers(picture: ImageFile.ImageFile) -> Image.Image:
     """Of bytes with a sign and of 32 bits without one Pillow gives numbers of the other kind; as floats these are."""
-    kind = {("signed", 8): np.int8, ("unsigned", 32): np.uint32}.get(sample_of(picture))
+    kind = OTHER_NUMBERS.get(sample_of(picture))
     if kind is None or picture.mode not in ("L", "I"):
         return picture
     return Image.fromarray(np.asarray(picture).view(kind).astype(np.float32))
@@ -46,13 +54,13 @@ def true_numbers(picture: ImageFile.ImageFile) -> Image.Image:
 
 def lower_bytes(picture: ImageFile.ImageFile) -> Image.Image | None:
     """Of colours of 16 bits Pillow keeps the upper byte; read in the other order of bytes, that is the lower one."""
-    if _raw_mode(picture) not in OTHER_ORDER or picture.fp is None:
+    if raw_mode(picture) not in OTHER_ORDER or picture.fp is None:
         return None
     file: Any = picture.fp
     position = file.tell()
     file.seek(0)
     lower: Any = Image.open(file, formats=(picture.format or "",))
-    (tile, *others), swapped = lower.tile, OTHER_ORDER[_raw_mode(picture)]
+    (tile, *others), swapped = lower.tile, OTHER_ORDER[raw_mode(picture)]
     args = swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:])
     lower.tile = [each._replace(args=args) for each in (tile, *others)]
     lower.load()

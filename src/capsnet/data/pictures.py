@@ -21,6 +21,7 @@ from capsnet.allocator import give_back
 from capsnet.data.depth import (
     DEEP_MODES,
     by_parts,
+    is_costly,
     is_deep,
     lower_bytes,
     measure_values,
@@ -180,7 +181,8 @@ def _opened(
     try:
         # As a file without a name: some pictures Pillow would map into memory, and then turn what is there wrongly.
         with _file(source) as file, Image.open(file, formats=formats) as picture:
-            limit = min(max_pixels, MAX_PIXELS // 2) if picture.format in COSTLY_FORMATS else max_pixels
+            costly = picture.format in COSTLY_FORMATS or is_costly(picture)
+            limit = min(max_pixels, MAX_PIXELS // 2) if costly else max_pixels
             if picture.width * picture.height > limit:
                 raise InputError(f"{name} has {picture.width}×{picture.height} pixels; the limit is {limit:,}")
             if picture.format == "TIFF":
