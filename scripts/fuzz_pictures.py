@@ -36,7 +36,12 @@ def opened(place: Path | str, splits: tuple[str, ...] = ("train", "test"), **opt
 
 
 def options(chance: random.Random) -> dict[str, Any]:
-    return {"size": chance.choice((None, 8, (9, 12))), "channels": chance.choice((None, 1, 3))}
+    return {
+        "size": chance.choice((None, 8, (9, 12))),
+        "channels": chance.choice((None, 1, 3)),
+        "pixel_range": chance.choice(("measured", "measured", None, (-900, 100))),
+        "splits": chance.choice((("train", "test"), ("all",), ("all", "test"))),
+    }
 
 
 def pixels(*shape: int) -> np.ndarray:
@@ -49,6 +54,7 @@ PICTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "png": ("PNG", "RGBA", {}),
     "png, palette": ("PNG", "P", {"transparency": 3}),
     "png, 16 bits": ("PNG", "I;16", {}),
+    "png, colours of 16 bits": ("PNG", "RGB;16", {}),
     "png, frames": ("PNG", "RGB", {"frames": 3}),
     "jpeg": ("JPEG", "RGB", {}),
     "jpeg, cmyk": ("JPEG", "CMYK", {"progressive": True}),
@@ -58,6 +64,12 @@ PICTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "tiff": ("TIFF", "RGB", {}),
     "tiff, deflate": ("TIFF", "RGBA", {"compression": "tiff_deflate"}),
     "tiff, lzw": ("TIFF", "F", {"compression": "tiff_lzw"}),
+    "tiff, 16 bits": ("TIFF", "I;16", {"compression": "tiff_lzw"}),
+    "tiff, 32 bits": ("TIFF", "I", {}),
+    "tiff, signed bytes": ("TIFF", "L", {"tiffinfo": {339: 2}}),
+    "tiff, unsigned 32 bits": ("TIFF", "I", {"tiffinfo": {339: 1}}),
+    "tiff, four bands": ("TIFF", "RGBA", {"tiffinfo": {338: 0}}),
+    "tiff, pages": ("TIFF", "F", {"frames": 4}),
     "tiff, fax": ("TIFF", "1", {"compression": "group4"}),
     "tiff, jpeg": ("TIFF", "RGB", {"compression": "jpeg"}),
     "webp": ("WEBP", "RGB", {}),
@@ -85,6 +97,8 @@ def picture_in(mode: str, size: tuple[int, int]) -> Any:
 def encoded(kind: str, size: tuple[int, int] = (WIDTH, HEIGHT)) -> bytes:
     form, mode, settings = PICTURES[kind]
     settings = dict(settings)
+    if mode == "RGB;16":
+        return png_of_16_bits(*size)
     picture, file = picture_in(mode, size), io.BytesIO()
     if frames := settings.pop("frames", 0):
         others = [picture.rotate(20 * (k + 1)) for k in range(frames - 1)]
@@ -95,6 +109,17 @@ def encoded(kind: str, size: tuple[int, int] = (WIDTH, HEIGHT)) -> bytes:
         )
     picture.save(file, form, **settings)
     return file.getvalue()
+
+
+def png_of_16_bits(width: int, height: int) -> bytes:
+    """In colour, which Pillow does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels(height, width * 3).astype(int) * 16)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def picture_changed(content: bytes, chance: random.Random) -> bytes:
@@ -150,8 +175,12 @@ def predicted(path: Path) -> list[Use]:
     from capsnet.data.framing import Framing
     from capsnet.data.pictures import read_picture
 
-    framing = Framing("black", 0.7, (0.5, 0.5))
-    return [lambda: read_picture(path, (1, 28, 28), framing), lambda: read_picture(path, (3, 32, 32))]
+    framing, deep = Framing("black", 0.7, (0.5, 0.5)), Framing(pixel_range=(-900.0, 100.0))
+    return [
+        lambda: read_picture(path, (1, 28, 28), framing),
+        lambda: read_picture(path, (3, 32, 32)),
+        lambda: read_picture(path, (3, 32, 32), deep),
+    ]
 
 
 def in_folder(path: Path, chance: random.Random) -> Use:
@@ -169,11 +198,15 @@ def in_folder(path: Path, chance: random.Random) -> Use:
 def folders(chance: random.Random, folder: Path) -> list[Use]:
     """Folders of classes with something in them that does not belong there."""
     root = folder / "set"
+    layout = chance.choice(LAYOUTS)
+    deep = chance.random() < 0.2
     for split in ("train", "val"):
         for name in ("n01", "n02"):
-            (root / split / name).mkdir(parents=True)
+            inner = root / layout.format(split=split, name=name)
+            inner.mkdir(parents=True, exist_ok=True)
             for number in range(3):
-                (root / split / name / f"{number}.png").write_bytes(encoded("png"))
+                kind = chance.choice(list(PICTURES)) if deep else "png"
+                (inner / f"{number}.{PICTURES[kind][0].lower()}").write_bytes(encoded(kind))
     place = chance.choice([path for path in (root, *root.rglob("*")) if path.is_dir()])
     odd = place / chance.choice(("x.png", "n01", "train", "test", "validation", "é.png", ".hidden", "-", "x" * 250))
     name = os.fsencode(odd) if chance.random() < 0.9 else os.fsencode(place) + b"/\xff\xfe.png"
@@ -184,6 +217,17 @@ def folders(chance: random.Random, folder: Path) -> list[Use]:
         shutil.rmtree(gone) if gone.is_dir() and not gone.is_symlink() else gone.unlink()
     return [opened(root, **options(chance))]
 
+
+LAYOUTS = (
+    "{split}/{name}",
+    "{split}_set/{split}_set/{name}",
+    "archive/set/{split}/{name}",
+    "{name}/{split}",
+    "archive/{name}/{split}s",
+    "{name}",
+    "colour/{name}",
+)
+"""How people pack the folders of a set; {split} and {name} of the class."""
 
 ODD: list[Callable[[bytes], Any]] = [
     os.mkdir,

@@ -106,6 +106,12 @@ def npz(chance: random.Random, folder: Path) -> list[Use]:
     if chance.random() < 0.5:
         arrays |= {"x_test": pixels(6, 6, 5), "y_test": np.arange(6) % 3}
     if chance.random() < 0.3:
+        kind = chance.choice((np.int8, np.int16, np.uint16, np.float16, np.float32, np.float64))
+        for name in arrays:
+            if name.startswith("x"):
+                arrays[name] = arrays[name].astype(float) * chance.choice((1, -9, 1e-3)) + chance.choice((0, -900))
+                arrays[name] = arrays[name].astype(kind)
+    if chance.random() < 0.3:
         arrays[chance.choice(list(arrays))] = chance.choice(STRANGE_ARRAYS)
     if chance.random() < 0.2:
         arrays[chance.choice(list(arrays))] = np.array([Trap(folder.parent)] * 12, object)
@@ -166,6 +172,10 @@ def write_pictures(folder: Path) -> list[list[str]]:
 
 def table(chance: random.Random, folder: Path) -> list[Use]:
     rows = [["path", "label", "split"], *write_pictures(folder)]
+    if chance.random() < 0.3:
+        rows[0] = ["image", "a", "b", "split"]
+        for row in rows[1:]:
+            row[:2] = row[0].removesuffix(".png"), *(("1", "0.0") if row[1] == "a" else ("0", "1.0"))
     for _ in range(chance.randrange(3)):
         row = chance.choice(rows)
         if row:
@@ -199,6 +209,7 @@ STRANGE_CELLS = [
         ".",
         "/",
     ),
+    *("0", "9", ".\\0.png", "set\\9", "image", "pixel0", "1", "0.0"),
     *("0.png", "a", "=cmd|' /C calc'!A0", "%n%s", "-1", "1e999", "train", "val", "\ufeff", "[red]", "~/x", "x/" * 3000),
 ]
 

@@ -188,7 +188,7 @@ def test_turned_pictures_are_upright_and_measured_so(tmp_path, turn, ending, opt
     path = tmp_path / f"turned.{ending}"
     Image.fromarray(pixels).save(path, exif=exif, **options)
     assert np.array_equal(decode_picture(path, "it"), upright[turn - 1])
-    assert measure_picture(path, "it") == (*upright[turn - 1].shape, True)
+    assert measure_picture(path, "it") == (*upright[turn - 1].shape, 1, None)
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 40), (40, 20)])

@@ -124,7 +124,7 @@ def test_what_a_program_must_know_stands_in_the_metadata():
     assert json.loads(found["class_names"]) == ["klässe 0", "klässe 1"]
     assert json.loads(found["framing"]) == {
         **{"background": "black", "extent": 0.7, "centre": [0.5, 0.4]},
-        "whole": None,
+        **{"whole": None, "pixel_range": None},
     }
     assert json.loads(found["pose"]) == ["down", "right", "orientation", "size", "shear"]
     assert found["model"] == "detector"

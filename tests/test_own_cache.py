@@ -49,6 +49,7 @@ def test_pictures_are_decoded_once(folder, pets, monkeypatch, capsys):
     assert entries(folder) == made
     assert capsys.readouterr().err == (
         f"{pets}: 2 classes, 8 pictures to train on, 2 pictures to test on (20 % of each class); 8×8 pixels, grey\n"
+        "  train + test: cats 4 + 1, dogs 4 + 1\n"
     )
     assert {path.name for path in (folder / made[0]).iterdir()} == {
         *("index.json", "train.images", "train.labels", "test.images", "test.labels"),
@@ -394,3 +395,12 @@ def test_a_set_larger_than_memory_trains(tmp_path):
     status, out, err = finish(process, timeout=600)
     assert status == 0, err
     assert int(out) == 0.8 * images.nbytes
+
+
+def test_labels_that_are_none_are_refused(folder, pets):
+    """However large: nothing as long as they say is made to count them."""
+    opened(pets)
+    (entry,) = entries(folder)
+    labels = folder / entry / "train.labels"
+    np.array([2**62, *np.fromfile(labels, np.int64)[1:]]).tofile(labels)
+    assert "labels must be 0 to 1, but they reach from 0 to " in told(pets)

@@ -11,6 +11,7 @@ from terminal import typed
 import capsnet
 from capsnet import callbacks, cli, runs
 from capsnet.commands import train
+from capsnet.models import SmallCNN
 
 TINY = ("--epochs", 1, "--width", 0.05, "--size", 20, "--batch-size", 8, "--device", "cpu")
 
@@ -31,16 +32,112 @@ def test_a_folder_is_trained_on_tested_and_predicted(tmp_path, capsys):
     assert status == 0, err
     assert {answer["class"] for answer in json.loads(out)["predictions"]} <= {"cats", "dogs", "two wörds"}
 
-    # Another set is read as the run's own was, and its classes are known by their names.
+    # Another set is read as the run's own was, and its classes are known by their names. Here it is the same pictures.
     table = [(f"pets/dogs/{number}.png", "dogs") for number in range(4)]
     table += [(f"pets/cats/{number}.png", "cats") for number in range(4)]
     status, out, err = typed(capsys, "evaluate", run, "--data", write_table(tmp_path / "set.csv", table), "--json")
     assert status == 0, err
-    assert json.loads(out)["images"] == 2
+    assert json.loads(out)["images"] == 8
     lions = write_folder(tmp_path / "lions", classes=("cats", "lions"))
     status, out, err = typed(capsys, "evaluate", run, "--data", lions)
     assert (status, out) == (2, "")
     assert err.endswith("capsnet: this set has a class 'lions', which is none of: cats, dogs, two wörds\n")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Of a set of two classes, in a folder `pets`; its answers do not matter."""
+    pets = write_folder(tmp_path / "pets", 20, 20, classes=("cats", "dogs"), count=5)
+    model = SmallCNN((1, 20, 20), 2, channels=(2, 2, 2), dense=4)
+    recipe = capsnet.Recipe(epochs=1, batch_size=8)
+    options = {"out": tmp_path / "run", "progress": False, "command": {"data": "pets"}}
+    capsnet.fit(model, capsnet.open_dataset(pets), recipe, **options)
+    return tmp_path / "run"
+
+
+def count_tested(capsys, run, place):
+    """How many pictures, and what is said."""
+    status, out, err = typed(capsys, "evaluate", run, "--data", place, "--json")
+    assert status == 0, err
+    return json.loads(out)["images"], err
+
+
+def test_another_folder_is_tested_on_in_full(tmp_path, capsys, run):
+    new = write_folder(tmp_path / "new", 30, 25, classes=("dogs", "cats"), count=7)
+    images, err = count_tested(capsys, run, new)
+    assert images == 14
+    assert f"{new}: test: cats 7, dogs 7\n" in err
+    table = [(f"new/{name}/{number}.png", name) for name in ("cats", "dogs") for number in range(7)]
+    assert count_tested(capsys, run, write_table(tmp_path / "set.csv", table))[0] == 14
+    images = np.stack([np.full((20, 20), level, np.uint8) for level in range(9)])
+    np.savez(tmp_path / "set.npz", x=images, y=np.array(["dogs"] * 9))
+    assert count_tested(capsys, run, tmp_path / "set.npz")[0] == 9
+    assert count_tested(capsys, run, tmp_path / "set.npz")[0] == 9  # from the cache
+    status, out, _ = typed(capsys, "evaluate", run, "--data", new)
+    assert status == 0
+    assert " of 14; " in out
+
+
+@pytest.mark.parametrize("classes", [("cats",), ("dogs",)])
+def test_a_test_folder_may_have_few_of_the_classes(tmp_path, capsys, run, classes):
+    new = write_folder(tmp_path / "new", 30, 25, classes=classes, count=1)
+    images, err = count_tested(capsys, run, new)
+    assert images == 1
+    assert f"{new}: test: cats {int(classes[0] == 'cats')}, dogs {int(classes[0] == 'dogs')}\n" in err
+
+
+@pytest.mark.parametrize(("split", "other"), [("test", "train"), ("val", "train"), ("test", None)])
+def test_a_folder_that_says_what_is_to_test_on_is_believed(tmp_path, capsys, run, split, other):
+    write_folder(tmp_path / "new" / split, 30, 25, classes=("cats",), count=3)
+    if other:
+        write_folder(tmp_path / "new" / other, 30, 25, classes=("lions", "cats"), count=4)
+    assert count_tested(capsys, run, tmp_path / "new")[0] == 3
+
+
+def test_a_run_s_own_set_is_never_tested_on_in_full(tmp_path, capsys, run, monkeypatch):
+    """Under its own name, from elsewhere, and moved: what was trained on would be no test."""
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()  # of making the run
+    for place in ("pets", "./pets", tmp_path / "pets"):
+        assert count_tested(capsys, run, place) == (2, f"{place}: test: cats 1, dogs 1\n")
+    (tmp_path / "pets").rename(tmp_path / "moved")
+    images, err = count_tested(capsys, run, tmp_path / "moved")
+    assert images == 2
+    assert f"{tmp_path}/moved holds what this run was trained on; testing on what it kept to test on\n" in err
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        ((8, 8), (20, 20)),
+        ((10, 13), (20, 26)),
+        ((17, 17), None),
+        ((6, 64), (20, 204)),
+        ((2, 64), (20, 204)),
+        ((64, 16), (80, 20)),
+        ((16, 64), (20, 80)),
+        ((17, 64), None),
+        ((1, 64), (20, 204)),
+    ],
+)
+def test_a_size_that_the_model_cannot_take_is_not_chosen(size, wanted):
+    assert train.Train(data="./x")._larger((1, *size)) == wanted
+    assert train.Train(data="./x", model="small-cnn")._larger((1, *size)) == (wanted if min(size) < 8 else None)
+    assert train.Train(data="./x", size="9")._larger((1, *size)) is None
+    assert train.Train(data="mnist")._larger((1, *size)) is None
+    assert train.Train(data="./x", stem=3)._larger((1, 64, 64)) is None
+
+
+@pytest.mark.parametrize(("size", "wanted"), [((8, 8), (20, 20)), ((200, 50), (80, 20))])
+def test_pictures_of_any_size_are_trained_on(tmp_path, capsys, size, wanted):
+    strips = write_folder(tmp_path / "strips", *size, count=3)
+    flags = ("--epochs", 1, "--width", 0.02, "--batch-size", 4, "--no-decoder", "--out", tmp_path / "run")
+    status, _, err = typed(capsys, "train", "--data", strips, *flags)
+    assert status == 0, err
+    assert tuple(runs.read_model_config(tmp_path / "run")["in_shape"]) == (1, *wanted)
+    assert f"too few for capsnet, so the pictures are scaled to {wanted[0]}×{wanted[1]} (--size sets another" in err
+    status, _, err = typed(capsys, "evaluate", tmp_path / "run", "--data", strips)
+    assert status == 0, err
 
 
 def test_predict_sees_what_the_model_was_trained_on(tmp_path, capsys):
@@ -126,7 +223,10 @@ def unread(monkeypatch):
         (["--out", "full/x"], "cannot make the folder full/x: "),
         (["--out", "full/x/run"], "cannot make the folder full/x/run: "),
         (["--width", "0"], "the width of a network is above 0"),
-        (["--size", "5"], "images of 5×5 pixels leave no grid of primary capsules"),
+        (
+            ["--size", "5"],
+            "the smallest size is 17×17 (--size 17), and in Python the largest kernel_size for these is 3",
+        ),
         (["--size", "24", "--stem", "9"], "a stem halves images 0 to 8 times, not 9"),
         (["--size", "24", "--iterations", "0"], "iterations must be 1 to 100"),
         (["--limit", "0"], "--limit must be at least 1, not 0"),

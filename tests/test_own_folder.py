@@ -33,6 +33,7 @@ def test_class_folders_become_classes_and_a_fifth_of_each_is_to_test_on(tmp_path
         assert any((image[0].numpy() == noise(8, 8, seed=seed)).all() for seed in own)
     said = capsys.readouterr().err.splitlines()
     assert said[0] == f"reading 20 pictures of {tmp_path}/pets …"
+    assert said[2:] == ["  train + test: cats 8 + 2, dogs 8 + 2"]
     assert said[1] == (
         f"{tmp_path}/pets: 2 classes, 16 pictures to train on, 4 pictures to test on (20 % of each class); "
         "8×8 pixels, grey"
@@ -73,6 +74,78 @@ def test_splits_that_folders_say(tmp_path, names):
         write_folder(tmp_path / "set" / split, count=count)
     train, test = opened(tmp_path / "set")
     assert (len(train), len(test)) == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("training_set/training_set", "test_set/test_set"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("archive/dataset/train", "archive/dataset/Testing Images"),
+        ("wrapped/trainset", "wrapped/dev"),
+        ("train2017", "val2017"),
+    ],
+)
+def test_splits_as_people_pack_them(tmp_path, train, test):
+    write_folder(tmp_path / train, count=4)
+    write_folder(tmp_path / test, count=2)
+    sets = opened(tmp_path)
+    assert [(len(each), each.class_names) for each in sets] == [(8, ("cats", "dogs")), (4, ("cats", "dogs"))]
+
+
+def test_class_folders_that_are_wrapped(tmp_path):
+    assert classes_of(write_folder(tmp_path / "data/archive/pets").parents[1]) == ("cats", "dogs")
+    write_folder(tmp_path / "one", classes=("cats",))
+    draw(tmp_path / "one" / "cats" / "more" / "a.png")
+    assert "has one class only, 'cats'" in told(tmp_path / "one")
+
+
+def test_splits_within_each_class(tmp_path):
+    """Folders of all classes; beside a class without them they are folders like any other."""
+    for split, count in (("train", 4), ("val", 1), ("test", 2)):
+        write_folder(tmp_path, classes=(f"cats/{split}", f"dogs/{split}"), count=count)
+    assert [len(capsnet.open_dataset(str(tmp_path), split)) for split in ("train", "val", "test")] == [8, 2, 4]
+    write_folder(tmp_path, classes=("birds",), count=3)
+    train, test = opened(tmp_path)
+    assert (len(train) + len(test), train.class_names) == (17, ("birds", "cats", "dogs"))
+
+
+@pytest.mark.parametrize("names", [("color", "grayscale", "segmented"), ("training", "holdout")])
+def test_folders_that_all_hold_the_same_classes_are_none(tmp_path, names):
+    for name in names:
+        write_folder(tmp_path / name, classes=("apple", "pear"), count=2)
+    assert told(tmp_path).startswith(
+        f"the folders {', '.join(sorted(names))} of {tmp_path} have folders of the same names in them (apple, pear), "
+        f"so they are no classes; give one of them, --data {tmp_path}/{sorted(names)[0]}, or call them train and test"
+    )
+    assert classes_of(tmp_path / names[0]) == ("apple", "pear")
+
+
+def test_class_folders_with_folders_of_years_are_classes(tmp_path):
+    write_folder(tmp_path, classes=("cats/2019", "cats/2020", "dogs/2019", "dogs/2020"), count=2)
+    assert classes_of(tmp_path) == ("cats", "dogs")
+
+
+def test_a_second_copy_within_a_set_is_told(tmp_path):
+    """As one well-known set of cells is packed."""
+    write_folder(tmp_path, classes=("cats", "dogs", "cell_images/cats", "cell_images/dogs"))
+    assert "has a folder cell_images with all the class folders in it once more; leave it out" in told(tmp_path)
+
+
+def test_what_lies_beside_the_splits_is_left_out_and_told(tmp_path, capsys):
+    for name in ("train", "test"):
+        write_folder(tmp_path / name, count=2)
+    draw(tmp_path / "seg_pred" / "a.png")
+    assert [len(each) for each in opened(tmp_path)] == [4, 4]
+    assert "4 pictures to test on; left out: seg_pred; 8×8 pixels" in capsys.readouterr().err
+
+
+def test_of_many_classes_the_first_are_told(tmp_path, capsys):
+    write_folder(tmp_path, classes=("a" * 50, *(f"b{number}" for number in range(19))), count=2)
+    opened(tmp_path)
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith(f"  train + test: {'a' * 39}… 1 + 1, b0 1 + 1, ")
+    assert last.endswith(", b10 1 + 1 and 8 classes more")
 
 
 def test_a_third_folder_is_to_validate_with(tmp_path):
@@ -147,10 +220,21 @@ def test_sets_without_classes(tmp_path):
     (tmp_path / "dogs").mkdir()
     assert f"there are no pictures in the class folder {tmp_path}/dogs" in told(tmp_path)
     (tmp_path / "dogs" / "a.HEIC").write_bytes(b"")
-    assert "/dogs; 1 files left out that are no pictures (.heic)" in told(tmp_path)
+    assert "/dogs; 1 files left out that cannot be read (.heic; convert them to JPEG or PNG)" in told(tmp_path)
     draw(tmp_path / "dogs" / "a.png")
     assert "the class 'dogs' of" in (answer := told(tmp_path))
     assert "has one picture; it takes one to train and one to test on" in answer
+
+
+def test_what_is_in_a_folder_without_classes_is_named(tmp_path):
+    (tmp_path / "X_train.npy").write_bytes(b"")
+    (tmp_path / "y_train.npy").write_bytes(b"")
+    assert told(tmp_path).endswith(
+        "; put arrays, such as X_train.npy, into one archive: np.savez('set.npz', x_train=…, y_train=…), and perhaps "
+        "x_test and y_test"
+    )
+    (tmp_path / "metadata.csv").write_bytes(b"")
+    assert told(tmp_path).endswith(f"; metadata.csv in it is a set of its own: --data {tmp_path}/metadata.csv")
 
 
 def test_classes_that_differ_between_train_and_test(tmp_path):

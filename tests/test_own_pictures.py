@@ -68,7 +68,7 @@ def test_pictures_in_grey_are_grey(tmp_path, mode):
     Image.fromarray(WHITE[mode]).save(path)
     with Image.open(path) as stored:
         assert stored.mode == mode
-    assert measure_picture(path, "x") == (4, 5, True)
+    assert measure_picture(path, "x")[:3] == (4, 5, 1)
     picture = decode_picture(path, "x")
     assert picture.mode == "L"
     assert np.unique(np.asarray(picture)) == 255
@@ -102,7 +102,7 @@ def test_pictures_are_upright(tmp_path, orientation):
 
 def test_of_a_picture_that_moves_the_first_moment_is_taken(tmp_path):
     first, second = (Image.new("L", (6, 6), level) for level in (200, 10))
-    for ending in ("gif", "webp", "tif", "png"):
+    for ending in ("gif", "webp", "png"):
         path = tmp_path / f"a.{ending}"
         first.save(path, save_all=True, append_images=[second], **({"lossless": True} if ending == "webp" else {}))
         assert np.unique(np.asarray(decode_picture(path, "x"))).tolist() == [200]
@@ -131,10 +131,10 @@ def test_damaged_pictures_are_named_left_out_and_counted(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "left out: dogs/0.png is not a picture that can be read (PNG, JPEG, … are)\n" in said
     assert "left out: dogs/1.png is not a picture that can be read" in said
-    assert said.endswith("8×8 pixels, grey; 2 damaged left out\n")
+    assert said.endswith("8×8 pixels, grey; 2 damaged left out\n  train + test: cats 80 + 20, dogs 79 + 19\n")
     assert [len(each.labels) for each in (train, test)] == [len(each.images) for each in (train, test)]
     opened(tmp_path / "set")  # told again, from the cache
-    assert capsys.readouterr().err.endswith("; 2 damaged left out\n")
+    assert "; 2 damaged left out\n" in capsys.readouterr().err
 
 
 def test_too_many_damaged_pictures_stop_and_leave_nothing(tmp_path):

@@ -74,7 +74,7 @@ def test_a_column_says_what_is_to_test_on(tmp_path, pictures):
     place = write_table(tmp_path / "set.csv", rows, header=("file", "target", "split"))
     assert [len(capsnet.open_dataset(str(place), split)) for split in ("train", "val", "test")] == [4, 2, 4]
     rows[3] = (*pictures[3], "")
-    assert "line 5: the split is ''; there are: train, training, val, valid, validation, test, testing" in told(
+    assert "line 5: the split is ''; there are: train, training, val, valid, validation, dev, test, testing" in told(
         write_table(place, rows, header=("file", "target", "split"))
     )
 
@@ -124,6 +124,69 @@ def test_the_same_pictures_under_other_labels_are_another_set(tmp_path, pictures
 def test_tables_that_cannot_be_used(tmp_path, pictures, content, answer):
     (tmp_path / "set.csv").write_bytes(content)
     assert answer in told(tmp_path / "set.csv")
+
+
+HEADS = [("image_id", "dx"), ("id_code", "diagnosis"), ("image", "label")]
+
+
+@pytest.mark.parametrize("header", HEADS)
+@pytest.mark.parametrize("name", ["{}", "{}.png", "pictures/{}", "pictures\\{}.png", ".\\pictures\\{}"])
+def test_names_as_people_write_them(tmp_path, pictures, header, name, capsys):
+    """Without an ending, or without the folder that the pictures are in, as in most tables of competitions."""
+    rows = [(name.format(number), label) for number, (_, label) in enumerate(pictures)]
+    train, test = opened(write_table(tmp_path / "set.csv", rows, header=header))
+    assert (len(train), len(test), train.class_names) == (8, 2, ("cat", "dog"))
+    assert f"; {rows[0][0]} is pictures/0.png; 8×8" in capsys.readouterr().err
+
+
+def test_names_that_may_be_two_pictures_are_not_guessed_at(tmp_path, pictures):
+    draw(tmp_path / "others" / "0.jpg")
+    rows = [(str(number), label) for number, (_, label) in enumerate(pictures)]
+    answer = told(write_table(tmp_path / "set.csv", rows))
+    assert "line 2: 0 may be " in answer
+    assert "pictures/0.png" in answer
+    assert "others/0.jpg" in answer
+    rows[0] = ("others/0", "cat")
+    write_table(tmp_path / "set.csv", rows)
+    (tmp_path / "others" / "0.jpg").unlink()
+    assert "line 2: there is no picture " in told(tmp_path / "set.csv")  # pictures/0.png is another one
+
+
+def test_a_column_for_each_class(tmp_path, pictures):
+    """As ISIC has them; what else there is does no harm."""
+    rows = [(path, float(label == "cat"), int(label == "dog"), 0, f"p{path}") for path, label in pictures]
+    header = ("image", "MEL", "NV", "UNK", "patient")
+    place = write_table(tmp_path / "set.csv", rows, header=header)
+    train, test = opened(place)
+    assert (train.class_names, len(train), len(test)) == (("MEL", "NV"), 8, 2)
+    rows[3] = (pictures[3][0], 1, 1, 0, "p")
+    assert "line 5: 2 columns of classes are 1; a picture has one label" in told(
+        write_table(place, rows, header=header)
+    )
+
+
+def test_missing_pictures_are_counted(tmp_path, pictures, capsys):
+    rows = [*pictures * 20, ("a.png", "cat"), ("b.png", "dog")]
+    place = tmp_path / "set.csv"
+    assert told(write_table(place, rows)).endswith(
+        f"set.csv, line 202: there is no picture {tmp_path}/a.png; nor 1 others of 12"
+    )
+    for number in range(100):
+        draw(tmp_path / "more" / f"{number}.png", seed=number)
+    rows = [*((f"more/{number}.png", ("cat", "dog")[number % 2]) for number in range(100)), ("a.png", "cat")]
+    train, test = opened(write_table(place, rows))
+    assert len(train) + len(test) == 100
+    said = capsys.readouterr().err
+    assert f"; 1 missing left out, the first in line 102: there is no picture {tmp_path}/a.png; 8×8" in said
+
+
+def test_tables_of_pixels_are_answered_shortly(tmp_path):
+    header = ("label", *(f"pixel{number}" for number in range(784)))
+    answer = told(write_table(tmp_path / "set.csv", [], header=header))
+    assert answer.endswith(
+        "one called 'path', and has: 'label', 'pixel0', 'pixel1', 'pixel2', 'pixel3', 'pixel4', 'pixel5', 'pixel6' and "
+        "777 more; pixels themselves are read from an .npz archive: np.savez(FILE, images=…, labels=…)"
+    )
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

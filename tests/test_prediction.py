@@ -224,3 +224,15 @@ def test_a_link_to_itself_hides_no_picture(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "z.png").symlink_to("z.png")
     assert [path.name for path in find_pictures([tmp_path])] == ["a.png", "b.avif", "c.JFIF", "z.png"]
+
+
+def test_pictures_that_cannot_be_read_at_all_are_answered_too(run_folder, tmp_path, capsys):
+    """Nobody shall think that a telephone's pictures were looked at."""
+    (tmp_path / "inbox").mkdir()
+    (tmp_path / "inbox" / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (tmp_path / "inbox" / "notes.txt").touch()
+    status, out, err = typed(capsys, "predict", run_folder, tmp_path / "inbox")
+    assert status == 1
+    told = f"{tmp_path}/inbox/a.HEIC is a HEIC picture, which cannot be read; convert it to JPEG or PNG"
+    assert out == f"{tmp_path}/inbox/a.HEIC  error: {told}\n"
+    assert err == "1 of 1 pictures could not be read\n"

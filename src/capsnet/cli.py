@@ -203,7 +203,8 @@ def _saved_settings(saved: Mapping[str, Any], path: Path) -> Train:
         if name != "recipe" and name in hints and not _fits(value, hints[name]):
             raise InputError(f"{path} is damaged or of another version: {name} cannot be {value!r}")
     try:
-        return Train(**{**saved, "recipe": Recipe(**saved["recipe"])})
+        pairs = {name: tuple(value) for name, value in saved.items() if isinstance(value, list)}
+        return Train(**{**saved, **pairs, "recipe": Recipe(**saved["recipe"])})
     except (TypeError, KeyError) as error:
         raise InputError(f"{path} is damaged or of another version: {str(error).splitlines()[0]}") from None
 
@@ -213,6 +214,9 @@ def _fits(value: object, kind: Any) -> bool:
         return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
     if get_origin(kind) in (Union, types.UnionType):
         return any(_fits(value, each) for each in get_args(kind))
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        return isinstance(value, list) and len(value) == len(kinds) and all(map(_fits, value, kinds))
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)

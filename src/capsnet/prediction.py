@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from capsnet.data.kinds import FOREIGN
 from capsnet.data.pictures import picture_endings, read_picture
 from capsnet.errors import InputError
 from capsnet.evaluation import probabilities
@@ -89,7 +90,7 @@ def find_pictures(paths: Iterable[Path]) -> Iterator[Path]:
 
 def _sorted_entries(folder: Path) -> tuple[list[str], list[str]]:
     """Names of the pictures and of the folders in a folder."""
-    endings, names, folders = picture_endings(), [], []
+    endings, names, folders = picture_endings().union(FOREIGN), [], []  # what cannot be read is answered with that
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):

@@ -39,12 +39,15 @@ from capsnet.card import model_card, public_name
 from capsnet.checks import number, shown, whole
 from capsnet.data import ImageSet, PairSet, has_any_size, open_dataset
 from capsnet.data.framing import Framing
+from capsnet.data.image_set import prints_of
+from capsnet.data.splits import ALL, classes_told
 from capsnet.devices import training_precision
 from capsnet.disk import flush, flush_folder, lock, open_file, read_file
 from capsnet.errors import InputError, ProcessLostError
 from capsnet.evaluation import probabilities
 from capsnet.models import CapsNet, Detector, Model, build_model, model_name
 from capsnet.models.settings import MAX_SIDE
+from capsnet.streams import tell
 from capsnet.text import printable
 
 CONFIG = "config.json"
@@ -151,11 +154,7 @@ def open_run(path: str | Path) -> Run:
     names = _class_names(config, folder) or tuple(map(str, range(count)))
     if len(names) != count:
         raise InputError(f"{folder / CONFIG} is damaged: it should name {count} classes")
-    try:
-        recorded = config.get("framing", {})
-        framing = Framing(**{**recorded, "centre": tuple(recorded.get("centre", (0.5, 0.5))), "whole": None})
-    except (TypeError, AttributeError, InputError):
-        raise InputError(f"{folder / CONFIG} is damaged: its section 'framing' is not ours") from None
+    framing = _framing(folder, config)
     _, height, width = _image_shape(folder, config, model)
     if (height, width) != tuple(model.config["in_shape"][1:]):
         framing = replace(framing, whole=(height, width))
@@ -167,21 +166,42 @@ def open_run(path: str | Path) -> Run:
     return Run(model, names, framing, data if isinstance(data, str) else None)
 
 
+def _framing(folder: Path, config: Mapping[str, Any]) -> Framing:
+    try:
+        recorded = config.get("framing", {})
+        centre, pixel_range = recorded.get("centre", (0.5, 0.5)), recorded.get("pixel_range")
+        pairs = {"centre": tuple(centre), "pixel_range": None if pixel_range is None else tuple(pixel_range)}
+        return Framing(**{**recorded, **pairs, "whole": None})
+    except (TypeError, AttributeError, InputError):
+        raise InputError(f"{folder / CONFIG} is damaged: its section 'framing' is not ours") from None
+
+
 def open_split(path: str | Path, name: str, split: str = "test") -> ImageSet | PairSet:
     """The images of a data set as the model of a run folder has seen its own.
 
     Pictures get the size and colours of those that it was trained on, labels are matched by the names of the classes,
     and where training was on squares cut out of the images, it is the middle ones. Raises `InputError` as
-    `open_dataset` does, and for classes that the model does not know.
+    `open_dataset` does, and for classes that the model does not know. `split` may be "all", to test on another set; if
+    that turns out to be the run's own, it is `test` nevertheless.
     """
     config = read_config(Path(path))
     channels, height, width = _image_shape(Path(path), config, _load(Path(path), config))
-    like = {"size": (height, width), "channels": channels if channels in (1, 3) else None} if has_any_size(name) else {}
+    like: dict[str, Any] = {}
+    if has_any_size(name):
+        like = {"size": (height, width), "channels": channels if channels in (1, 3) else None}
+        like["pixel_range"] = _framing(Path(path), config).pixel_range
     images = open_dataset(name, split, **like)
     if isinstance(images, PairSet):
         return images
+    if split == ALL:
+        split = "test"
+        if _was_trained_on(config, images):
+            tell(f"{name} holds what this run was trained on; testing on what it kept to test on")
+            return open_split(path, name)
     classes = _class_names(config, Path(path)) or images.class_names
     images = images if images.class_names == classes else images.with_classes(classes)
+    if has_any_size(name):
+        tell(f"{name}: {classes_told(classes, {split: images.labels.numpy()})}")
     recipe = config.get("recipe")
     crop = recipe.get("crop", 0) if isinstance(recipe, dict) else 0
     if type(crop) is not int:
@@ -196,6 +216,13 @@ def _class_names(config: dict[str, Any], folder: Path) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(type(name) in (str, int, float, bool) for name in names):
         raise InputError(f"{folder / CONFIG} is damaged: its classes are {shown(names)}")
     return tuple(printable(str(name)) for name in names)
+
+
+def _was_trained_on(config: Mapping[str, Any], images: ImageSet) -> bool:
+    """Whether most of the training images that the run can tell again are among these."""
+    seen = config.get("seen")
+    known = {each for each in seen if isinstance(each, str)} if isinstance(seen, list) else set()
+    return bool(known) and len(known.intersection(prints_of(images))) > len(known) / 2
 
 
 def _image_shape(folder: Path, config: dict[str, Any], model: Model) -> tuple[int, int, int]:

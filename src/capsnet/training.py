@@ -29,6 +29,7 @@ from capsnet.callbacks import (
 from capsnet.checkpoints import SafeCheckpointIO
 from capsnet.cuda_graph import GraphedStep, can_capture
 from capsnet.data import ImageSet, PairSet, PosedSet, require_set
+from capsnet.data.image_set import prints_of
 from capsnet.data.pictures import Framing, measure_framing
 from capsnet.devices import pick_device, seed_generators, training_loss, training_precision, worth_at_once
 from capsnet.errors import InputError, gist
@@ -38,6 +39,9 @@ from capsnet.models import CapsNet, CapsuleDetector, CNNDetector, Loss, Model, m
 from capsnet.optimizer import AdamW
 from capsnet.processes import Team, find_team, working_together
 from capsnet.recipe import Recipe
+
+SEEN = 64
+"""So many of the first training images a run can tell again."""
 
 
 def fit(
@@ -119,6 +123,8 @@ def fit(
             sections |= {"command": dict(command or {})}
             if steps_at_once > 1:
                 sections["steps_at_once"] = steps_at_once
+            if isinstance(train_set, ImageSet):
+                sections["seen"] = list(prints_of(train_set.first(SEEN)))
             runs.require_free(folder)  # of two that started at once one has the lock, and has begun
             runs.write_config(folder, model, fingerprint=fingerprint, **sections)
         started = writes and not resume

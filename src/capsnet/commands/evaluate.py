@@ -1,6 +1,7 @@
 """`capsnet evaluate`"""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +10,8 @@ import tyro
 
 from capsnet import runs
 from capsnet.commands import data_of, optional
-from capsnet.data import AVAILABLE
+from capsnet.data import AVAILABLE, has_any_size
+from capsnet.data.splits import ALL
 from capsnet.devices import pick_device
 from capsnet.errors import InputError
 from capsnet.evaluation import evaluate
@@ -17,7 +19,7 @@ from capsnet.evaluation import evaluate
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Test a trained model on the test images of a data set."""
+    """Test a trained model on the test images of a data set, or on all of a set that does not say which those are."""
 
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
@@ -38,7 +40,8 @@ class Evaluate:
             raise InputError(
                 f"--shifts must be 0 to {smallest - 1}, or nothing of these images is left; it is {self.shifts}"
             )
-        outcome = evaluate(run.model, runs.open_split(folder, data), pick_device(self.device), self.shifts)
+        split = "test" if _same(data, run.data) or not has_any_size(data) else ALL
+        outcome = evaluate(run.model, runs.open_split(folder, data, split), pick_device(self.device), self.shifts)
         speed = outcome.images / outcome.seconds
         low, high = outcome.interval
         paired = outcome.things > outcome.images
@@ -60,3 +63,10 @@ class Evaluate:
             found = f"{outcome.errors:,} of {outcome.images:,}; 95 % interval {low:.2f} to {high:.2f} %"
             digits = f", by digit {outcome.thing_error:.2f} %" if paired else ""
             print(f"test error {outcome.error:.2f} % ({found}){digits}, {speed:,.0f} images/s")
+
+
+def _same(name: str, other: str | None) -> bool:
+    """Whether two names of data sets, or paths, are those of the same one."""
+    if other is None:
+        return False
+    return name == other or os.path.realpath(os.path.expanduser(name)) == os.path.realpath(os.path.expanduser(other))

@@ -14,7 +14,8 @@ import tyro
 
 from capsnet import runs
 from capsnet.commands import optional
-from capsnet.data import AVAILABLE, ImageSet, PairSet, open_dataset, open_validation
+from capsnet.data import AVAILABLE, ImageSet, PairSet, has_any_size, open_dataset, open_validation
+from capsnet.data.framing import MEASURED, WantedRange, check_pixel_range
 from capsnet.data.own import NAMED_COLUMNS, parse_size
 from capsnet.devices import pick_device
 from capsnet.errors import InputError, ProcessLostError
@@ -23,6 +24,11 @@ from capsnet.models import CapsNet, Model, build_model, sizes
 from capsnet.recipe import Recipe
 from capsnet.streams import tell
 from capsnet.text import printable
+
+SMALLEST_SIDE = 20
+"""Pixels that are enough for every model, unless its stem is set."""
+LONGEST_SIDE = 204
+"""So an image that is SMALLEST_SIDE high has no more pixels than one of 64×64."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class Train:
     """Of your own images, in pixels: one number or HEIGHTxWIDTH; by default the median picture's, at most 64 a side."""
     channels: Annotated[Literal[1, 3] | None, optional("{1,3}")] = None
     """Of your own images: 1 for grey, 3 for colour; by default grey if all are grey."""
+    pixel_range: Annotated[tuple[float, float] | None, optional("LOW HIGH")] = None
+    """Of your own images with more than 8 bits a pixel: what becomes 0 and 255; by default the lowest and highest."""
     model: Literal["capsnet", "cnn", "pooling-cnn", "small-cnn", "detector", "cnn-detector"] = "capsnet"
     """CapsNet, or one of the CNNs that the paper compares it with: for MNIST, or with max-pooling for MultiMNIST.
     Or a small usual one. Detectors also learn the pose, from the data set faces: a CapsNet, and the small CNN."""
@@ -125,6 +133,8 @@ class Train:
         """What can be known to be wrong before any image is read, which may take an hour."""
         if self.limit is not None and self.limit < 1:
             raise InputError(f"--limit must be at least 1, not {self.limit}")
+        if self.pixel_range is not None:
+            check_pixel_range(self.pixel_range)
         sizes(self.model, self.width)
         if size := parse_size(self.size):
             with torch.device("meta"):
@@ -147,18 +157,44 @@ class Train:
             self._test(folder, model, test_set, rows, device)
 
     def _training_data(self, folder: Path) -> tuple[ImageSet | PairSet, ImageSet | PairSet | None]:
-        framed: dict[str, Any] = {"size": parse_size(self.size), "channels": self.channels}
-        train_set = open_dataset(self.data, "train", **framed)
+        train_set = self._open("train", parse_size(self.size))
+        if isinstance(train_set, ImageSet) and (size := self._larger(train_set.image_shape)):
+            height, width = train_set.image_shape[1:]
+            tell(
+                f"{height}×{width} pixels are too few for {self.model}, so the pictures are scaled to "
+                f"{size[0]}×{size[1]} (--size sets another size)"
+            )
+            train_set = self._open("train", size)
         if self.held_out:
             train_set, held_out = train_set.hold_out(self.held_out)
         elif self.resume and not _tests_on_held_out(folder):  # begun by a version that left validation pictures alone
             held_out = None
         else:
-            held_out = open_validation(self.data, **framed)
+            size = train_set.image_shape[1:] if has_any_size(self.data) else None
+            held_out = open_validation(self.data, size=size, channels=self.channels, pixel_range=self._pixel_range)
         return (train_set if self.limit is None else train_set.first(self.limit)), held_out
 
+    def _larger(self, shape: tuple[int, int, int]) -> tuple[int, int] | None:
+        """A size for the user's pictures, where they said none and the usual one is too small for the model."""
+        own = has_any_size(self.data) and not self.size and not self.recipe.crop
+        if not own or min(shape[1:]) >= SMALLEST_SIDE:
+            return None
+        with contextlib.suppress(InputError), torch.device("meta"):
+            self._build(shape, 2)
+            return None
+        scale = SMALLEST_SIDE / min(shape[1:])
+        height, width = (min(LONGEST_SIDE, round(side * scale)) for side in shape[1:])
+        return height, width
+
+    def _open(self, split: str, size: tuple[int, int] | None) -> ImageSet | PairSet:
+        return open_dataset(self.data, split, size=size, channels=self.channels, pixel_range=self._pixel_range)
+
+    @property
+    def _pixel_range(self) -> WantedRange:
+        return MEASURED if self.pixel_range is None else self.pixel_range
+
     def _test_data(self, train_set: ImageSet | PairSet) -> ImageSet | PairSet:
-        test_set = open_dataset(self.data, "test", size=parse_size(self.size), channels=self.channels)
+        test_set = self._open("test", train_set.image_shape[1:] if has_any_size(self.data) else None)
         test_set.require(train_set.image_shape, train_set.num_classes)
         return test_set.centre(self.recipe.crop) if self.recipe.crop and isinstance(test_set, ImageSet) else test_set
 
@@ -239,7 +275,7 @@ def _tests_on_held_out(folder: Path) -> bool:
 def _short_name(data: str) -> str:
     """What a run's folder is called after; of a table with named columns the table."""
     named = NAMED_COLUMNS.fullmatch(data)
-    return Path((named["table"] if named else data).replace(":", "/")).resolve().stem
+    return Path(os.path.realpath((named["table"] if named else data).replace(":", "/"))).stem
 
 
 def _claimed_folder(name: str) -> Path:

@@ -10,6 +10,7 @@ from capsnet.data.affnist import load_affnist_synthetic
 from capsnet.data.affnist_files import read_affnist
 from capsnet.data.expanded import load_expanded_mnist
 from capsnet.data.faces import load_faces
+from capsnet.data.framing import MEASURED, WantedRange, check_pixel_range
 from capsnet.data.hub import read_hub
 from capsnet.data.idx import read_idx
 from capsnet.data.image_set import ImageSet, to_float
@@ -18,7 +19,7 @@ from capsnet.data.multimnist import Pairs, PairSet, load_multimnist
 from capsnet.data.own import check_channels, check_size, read_path
 from capsnet.data.posed import PosedSet
 from capsnet.data.smallnorb import read_smallnorb
-from capsnet.data.splits import split_named
+from capsnet.data.splits import ALL, split_named
 from capsnet.errors import InputError, MissingSplitError
 
 DATASETS: dict[str, Callable[[str], ImageSet | PairSet]] = {
@@ -57,50 +58,72 @@ def open_dataset(name: Literal["faces"], split: str = "train") -> PosedSet: ...
 
 @overload
 def open_dataset(
-    name: str | Path, split: str = "train", *, size: int | tuple[int, int] | None = None, channels: int | None = None
+    name: str | Path,
+    split: str = "train",
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    pixel_range: WantedRange = MEASURED,
 ) -> ImageSet | PairSet: ...
 def open_dataset(
-    name: str | Path, split: str = "train", *, size: int | tuple[int, int] | None = None, channels: int | None = None
+    name: str | Path,
+    split: str = "train",
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    pixel_range: WantedRange = MEASURED,
 ) -> ImageSet | PairSet:
     """The images and labels of a data set: one of `DATASETS`, `NAME:PLACE` with a name of `READERS`, or a path.
 
     Whatever is neither of the first two is the path of a user's own images: a folder of class folders, a `.csv`, `.tsv`
     or `.parquet` table, an `.npz` archive, a folder of IDX files, or a set saved by `datasets`. They are scaled to fit
     `size`, in pixels, a side or (height, width); by default the median picture's, but no side above 64. `channels` is
-    1 for grey or 3 for colour; by default grey if all are grey. They also have a split `val`, if they say so.
+    1 for grey or 3 for colour; by default grey if all are grey. Of pictures of more than 8 bits a pixel, and of arrays
+    of other numbers than 0 to 255 or 0.0 to 1.0, `pixel_range` is what becomes 0 and 255: two numbers, "measured" for
+    the lowest and the highest of the whole set, or None for what each picture's own type can hold. They also have a
+    split `val`, if they say so, and `all`: what there is to test on a run of another set, that is every picture, or
+    `test` where the set says which ones those are; there classes may be few.
     Splits may be called as in people's folders: `validation`, `training`, ….
 
     Raises `InputError`, naming what there is, for an unknown name or split, and if files are missing or damaged.
     """
     if isinstance(name, Path):
         name = os.path.join(".", name)  # so that no path is taken for a name
-    splits = (*SPLITS, "val") if has_any_size(name) else SPLITS
-    asked, split = split, split_named(split) or split
+    splits = (*SPLITS, "val", ALL) if has_any_size(name) else SPLITS
+    asked, split = split, split if split == ALL else split_named(split) or split
     if split not in splits:
         raise InputError(f"unknown split {asked!r}; there are: {', '.join(splits)}")
     scaled = (None if size is None else check_size(size), None if channels is None else check_channels(channels))
+    pixel_range = check_pixel_range(pixel_range) if isinstance(pixel_range, tuple | list) else pixel_range
+    if pixel_range not in (MEASURED, None) and not isinstance(pixel_range, tuple):
+        raise InputError(f"pixel_range is two numbers, {MEASURED!r} or None, not {pixel_range!r}")
     kind, _, place = name.partition(":")
     if name not in DATASETS and kind not in READERS:
         if not os.path.exists(os.path.expanduser(name)) and not re.search(r"[/\\.]", name):
             raise InputError(f"unknown data set {name!r}; there are: {AVAILABLE}, at which there is nothing here")
-        return read_path(name, split, *scaled)
+        return read_path(name, split, *scaled, pixel_range)
     if name not in DATASETS and not place:
         raise InputError(f"{name!r} does not say where: {kind}:{PLACES[kind]}")
     if has_any_size(name):
-        return READERS[kind](place, split, *scaled)
-    if any(scaled):
-        raise InputError(f"size and channels are for your own images; those of {name} have theirs")
+        return READERS[kind](place, split, *scaled, pixel_range)
+    if any(scaled) or isinstance(pixel_range, tuple):
+        what = "size and channels" if any(scaled) else "pixel ranges"
+        raise InputError(f"{what} are for your own images; those of {name} have theirs")
     return DATASETS[name](split) if name in DATASETS else READERS[kind](place, split)
 
 
 def open_validation(
-    name: str, *, size: int | tuple[int, int] | None = None, channels: int | None = None
+    name: str,
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    pixel_range: WantedRange = MEASURED,
 ) -> ImageSet | PairSet | None:
     """The pictures that a user's own set has to validate with, as `open_dataset` opens them; None if it has none."""
     if not has_any_size(name):
         return None
     try:
-        return open_dataset(name, "val", size=size, channels=channels)
+        return open_dataset(name, "val", size=size, channels=channels, pixel_range=pixel_range)
     except MissingSplitError:
         return None
 

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from capsnet.data.pictures import frame
+from capsnet.data.framing import PixelRange
+from capsnet.data.pictures import Measured, frame
 from capsnet.errors import InputError
 
 PIECE = 2**20
@@ -23,23 +24,26 @@ Images = UInt8[np.ndarray, "some channels height width"]
 class Arrays:
     """Images of one shape (channels, height, width), which `read` gives in order, a few at a time.
 
-    Of those that are read, the ones at `rows` (ascending) belong to this part; by default all.
+    Of those that are read, the ones at `rows` (ascending) belong to this part; by default all. `measure` finds the
+    lowest and highest number where those are no ordinary ones; `read` is given what is to become 0 and 255.
     """
 
     labels: Int64[np.ndarray, " count"]
     shape: Shape
-    read: Callable[[], Iterator[Images]]
+    read: Callable[[PixelRange | None], Iterator[Images]]
     rows: Int64[np.ndarray, " count"] | None = None
+    measure: Callable[[], PixelRange | None] = lambda: None
 
-    def measures(self) -> Iterator[Callable[[], tuple[int, int, int]]]:
+    def measures(self, values: bool) -> Iterator[Callable[[], Measured]]:
         channels, height, width = self.shape
-        yield lambda: (height, width, channels)
+        measured = Measured(height, width, channels, self.measure() if values else None)
+        yield lambda: measured  # and what is wrong with the arrays was raised: it is no single picture's damage
 
-    def tasks(self, shape: Shape) -> Iterator[Callable[[], Images]]:
+    def tasks(self, shape: Shape, pixel_range: PixelRange | None) -> Iterator[Callable[[], Images]]:
         if shape[0] != self.shape[0] and not {shape[0], self.shape[0]} <= {1, 3}:
             raise InputError(f"images of {self.shape[0]} channels cannot be made into images of {shape[0]}")
         start, step = 0, max(1, PIECE // math.prod(shape))  # images may be made larger
-        for images in self.read():
+        for images in self.read(pixel_range):
             if self.rows is not None:
                 first, last = np.searchsorted(self.rows, [start, start + len(images)])
                 start += len(images)

@@ -2,15 +2,17 @@
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from capsnet.data.cache import stamp
+from capsnet.data.framing import WantedRange
 from capsnet.data.image_set import ImageSet
 from capsnet.data.prepared import Pictures, Source, prepared
-from capsnet.data.splits import DRAWN, draw_test, in_order, shuffled, with_test
+from capsnet.data.splits import ALL, DRAWN, draw_test, in_order, shuffled, to_test_on, with_test
 
 
 class PictureFile(NamedTuple):
@@ -30,15 +32,19 @@ def read_files(
     split: str,
     size: tuple[int, int] | None,
     channels: int | None,
+    pixel_range: WantedRange,
     note: str = "",
 ) -> ImageSet:
     """A split of the set of these pictures; `kind` and `note` are what its reader has to say of it."""
+    own = to_test_on(file.split for file in files) if split == ALL else None
+    chosen = [file for file in files if file.split == own] if own else files
     said = [(f"{file.split}:{file.class_name}:{file.name}", file.state) for file in files]
     identity = [kind, os.path.realpath(folder), stamp(said)]
-    return prepared(place, identity, lambda: _describe(place, folder, files, note), split, size, channels)
+    describe = partial(_describe, place, folder, chosen, note, split == ALL)
+    return prepared(place, identity, describe, split, size, channels, pixel_range)
 
 
-def _describe(place: str, folder: Path, files: Sequence[PictureFile], note: str) -> Source:
+def _describe(place: str, folder: Path, files: Sequence[PictureFile], note: str, whole: bool) -> Source:
     class_names = in_order({file.class_name for file in files})
     numbers = {name: number for number, name in enumerate(class_names)}
     labels = np.array([numbers[file.class_name] for file in files], np.int64)
@@ -47,7 +53,9 @@ def _describe(place: str, folder: Path, files: Sequence[PictureFile], note: str)
     order = shuffled(names)
     if "train" in splits and not {"test", "val"} & set(splits):
         splits[:] = ""
-    if (splits == "").any():
+    if whole:
+        parts = {"test": order}
+    elif (splits == "").any():
         parts = draw_test(names, labels, class_names, place)
         note = DRAWN + note
     else:
@@ -57,4 +65,5 @@ def _describe(place: str, folder: Path, files: Sequence[PictureFile], note: str)
         own = [names[row] for row in rows]
         return Pictures(own, labels[rows], lambda position: folder / own[position])
 
-    return Source(tuple(class_names), {split: pictures(rows) for split, rows in parts.items()}, note)
+    found = {split: pictures(rows) for split, rows in parts.items()}
+    return Source(tuple(class_names), found, note, complete=not whole, fewest=1 if whole else 2)

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,23 @@ import numpy as np
 from jaxtyping import Int64
 
 from capsnet.data.cache import stamp
+from capsnet.data.framing import MEASURED, WantedRange
 from capsnet.data.image_set import ImageSet
 from capsnet.data.prepared import Pictures, Source, prepared
-from capsnet.data.splits import DRAWN, draw_test, split_named, with_test
+from capsnet.data.splits import ALL, DRAWN, draw_test, split_named, to_test_on, with_test
 from capsnet.errors import InputError, gist
 
 SHORT_NAMES = {"cifar10": ("uoft-cs/cifar10", None), "svhn": ("ufldl-stanford/svhn", "cropped_digits")}
 """Names on the hub and configurations of the sets that the paper uses."""
 
 
-def read_hub(place: str, split: str, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageSet:
+def read_hub(
+    place: str,
+    split: str,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    pixel_range: WantedRange = MEASURED,
+) -> ImageSet:
     """Images and labels of `cifar10`, `svhn`, `OWNER/NAME` or `OWNER/NAME:CONFIGURATION` on the hub, or of a folder.
 
     The set needs a column of pictures and one of class labels; the first of each kind is taken. Without a split to test
@@ -38,7 +46,8 @@ def read_hub(place: str, split: str, size: tuple[int, int] | None = None, channe
     states = stamp((f"{use}:{file}", os.stat(file)) for use, file in files)
     # The files hold the rows; which of them, and what the columns are, stands elsewhere.
     kinds = [[use, table._fingerprint, len(table), str(table.features)] for use, table in tables.items()]
-    return prepared(place, ["hub", states, kinds], lambda: _describe(place, tables), split, size, channels)
+    describe = partial(_describe, place, tables, split == ALL)
+    return prepared(place, ["hub", states, kinds], describe, split, size, channels, pixel_range)
 
 
 def is_saved(folder: Path) -> bool:
@@ -46,8 +55,12 @@ def is_saved(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
 
 
-def _describe(place: str, tables: Mapping[str, Any]) -> Source:
+def _describe(place: str, tables: Mapping[str, Any], whole: bool) -> Source:
     import datasets
+
+    if whole:
+        chosen = to_test_on(tables) or next(iter(tables))
+        tables = {chosen: tables[chosen]}
 
     names: dict[str, tuple[str, ...]] = {}
     columns: dict[str, tuple[str, Any, Int64[np.ndarray, " count"]]] = {}
@@ -64,6 +77,10 @@ def _describe(place: str, tables: Mapping[str, Any]) -> Source:
     if len(set(names.values())) > 1:
         raise InputError(f"the splits of the data set {place} have different classes: {', '.join(names)}")
     class_names = next(iter(names.values()))
+    if whole:
+        ((split, column),) = columns.items()
+        pictures = _pictures(place, split, *column, np.arange(len(column[2])))
+        return Source(class_names, {"test": pictures}, complete=False, fewest=1)
     if list(tables) == ["train"]:
         (column,) = columns.values()
         drawn = draw_test([str(row) for row in range(len(column[2]))], column[2], class_names, place)

@@ -14,9 +14,11 @@ from jaxtyping import UInt8
 from capsnet.data.arrays import PIECE, Arrays
 from capsnet.data.binary import Bytes, opened
 from capsnet.data.cache import stamp
+from capsnet.data.framing import MEASURED, PixelRange, WantedRange
 from capsnet.data.image_set import ImageSet
 from capsnet.data.pictures import MAX_PIXELS
 from capsnet.data.prepared import Source, prepared
+from capsnet.data.splits import ALL
 from capsnet.errors import InputError
 
 UNSIGNED_BYTES = 0x08
@@ -26,7 +28,13 @@ MAX_COUNT = 2**24
 """No known set has as many images; where packed files say more, they unpack to more than memory."""
 
 
-def read_idx(place: str, split: str, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageSet:
+def read_idx(
+    place: str,
+    split: str,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    pixel_range: WantedRange = MEASURED,
+) -> ImageSet:
     """Images (N, 1, H, W) and labels from the four usual files in a folder, compressed or not.
 
     They are named as those of MNIST: `train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte.gz`, … If their names begin
@@ -38,7 +46,8 @@ def read_idx(place: str, split: str, size: tuple[int, int] | None = None, channe
         states = [(os.path.realpath(path), path.stat()) for own in files.values() for path in own.values()]
     except OSError as error:
         raise InputError(f"{error.filename} cannot be read: {error.strerror}") from None
-    return prepared(place, ["idx", stamp(states)], lambda: _describe(place, files), split, size, channels)
+    split = "test" if split == ALL else split  # which it always has
+    return prepared(place, ["idx", stamp(states)], lambda: _describe(place, files), split, size, channels, pixel_range)
 
 
 def has_idx(folder: Path) -> bool:
@@ -70,7 +79,7 @@ def _read_shape(path: Path) -> tuple[int, int, int]:
     return count, height, width
 
 
-def _read_images(path: Path) -> Iterator[UInt8[np.ndarray, "some 1 height width"]]:
+def _read_images(path: Path, pixel_range: PixelRange | None) -> Iterator[UInt8[np.ndarray, "some 1 height width"]]:
     with opened(path) as content:
         count, height, width = _read_header(content, DIMENSIONS["images"])
         step = max(1, PIECE // (height * width))

@@ -10,7 +10,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import IO
 
@@ -19,10 +19,12 @@ from jaxtyping import Int64
 
 from capsnet.data.arrays import PIECE, Arrays, Images, Shape
 from capsnet.data.cache import stamp
+from capsnet.data.depth import RARE, to_bytes
+from capsnet.data.framing import MEASURED, PixelRange, WantedRange
 from capsnet.data.image_set import ImageSet
 from capsnet.data.pictures import MAX_PIXELS
 from capsnet.data.prepared import Part, Source, prepared
-from capsnet.data.splits import DRAWN, NAMES, draw_test, in_order, with_test
+from capsnet.data.splits import ALL, DRAWN, NAMES, draw_test, in_order, to_test_on, with_test
 from capsnet.disk import NotAFileError, open_file
 from capsnet.errors import InputError, gist
 
@@ -67,8 +69,16 @@ class Stored:
                 raise InputError(f"{self.name} is longer than its header says")
 
 
-def read_npz(place: str, split: str, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageSet:
-    """Images (N, H, W), (N, H, W, C) or (N, C, H, W) of an `.npz` file, bytes or floats from 0 to 1, and their labels.
+def read_npz(
+    place: str,
+    split: str,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    pixel_range: WantedRange = MEASURED,
+) -> ImageSet:
+    """Images (N, H, W), (N, H, W, C) or (N, C, H, W) of an `.npz` file, and their labels.
+
+    Whole numbers from 0 to 255 and floats from 0 to 1 are taken as they are; of others `pixel_range` becomes 0 to 255.
 
     The arrays are called `images` and `labels` (`x`, `y`), or `x_train`, `train_images`, `y_test`, …; labels are one
     number or name an image, or one-hot. Raises `InputError` if the file is damaged or holds anything else.
@@ -79,12 +89,14 @@ def read_npz(place: str, split: str, size: tuple[int, int] | None = None, channe
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     identity = ["npz", os.path.realpath(path), stamp([(path.name, state)])]
-    return prepared(place, identity, lambda: _describe(path, place), split, size, channels)
+    return prepared(place, identity, lambda: _describe(path, place, split == ALL), split, size, channels, pixel_range)
 
 
-def _describe(path: Path, place: str) -> Source:
+def _describe(path: Path, place: str, whole: bool) -> Source:
     arrays = _list(path)
     pairs = _pairs(path, arrays)
+    if whole:
+        pairs = {"test": pairs[to_test_on(pairs) or next(iter(pairs))]}
     shapes = {split: _image_shape(images) for split, (images, _) in pairs.items()}
     values = {split: _read_labels(labels) for split, (_, labels) in pairs.items()}
     for split, (images, labels) in pairs.items():
@@ -96,19 +108,20 @@ def _describe(path: Path, place: str) -> Source:
     if len(set(shapes.values())) > 1:
         sizes = " and ".join(f"{'×'.join(map(str, shape))} in {split}" for split, shape in shapes.items())
         raise InputError(f"the images of {path} are of different shapes: {sizes}")
+    measure = cache(partial(_measure, [images for images, _ in pairs.values()]))
     if "" in pairs:
         images, labels = pairs[""][0], numbers[""]
         drawn = draw_test([str(row) for row in range(len(labels))], labels, class_names, place)
         parts: dict[str, Part] = {
-            split: Arrays(labels[rows], shapes[""], partial(_read_images, images), rows)
+            split: Arrays(labels[rows], shapes[""], partial(_read_images, images), rows, measure)
             for split, rows in ((split, np.sort(rows)) for split, rows in drawn.items())
         }
         return Source(class_names, parts, DRAWN)
     parts = {
-        use: Arrays(numbers[split], shapes[split], partial(_read_images, pairs[split][0]))
+        use: Arrays(numbers[split], shapes[split], partial(_read_images, pairs[split][0]), measure=measure)
         for split, use in with_test(pairs).items()
     }
-    return Source(class_names, parts)
+    return Source(class_names, parts, complete=not whole, fewest=1 if whole else 2)
 
 
 def _pairs(path: Path, arrays: Mapping[str, Stored]) -> dict[str, tuple[Stored, Stored]]:
@@ -146,7 +159,7 @@ def _image_shape(images: Stored) -> Shape:
     if images.fortran:
         raise InputError(f"{images.name} lies column by column; save it with np.ascontiguousarray")
     if images.dtype.kind not in "uif":
-        raise InputError(f"{images.name} holds {images.dtype}; images are whole numbers to 255, or floats from 0 to 1")
+        raise InputError(f"{images.name} holds {images.dtype}; images are whole numbers or floats")
     sides = images.shape[1:]
     shape: tuple[int, ...] = ()
     if len(sides) == 2:
@@ -168,14 +181,47 @@ def _channels_last(sides: tuple[int, ...]) -> bool:
     return last in (1, 3) or (first not in (1, 3) and last <= first)
 
 
-def _read_images(stored: Stored) -> Iterator[Images]:
+def _measure(arrays: list[Stored]) -> PixelRange | None:
+    """The lowest and the highest number in the images of all splits, but for a few; None if none needs scaling.
+
+    Those are whole numbers from 0 to 255, and floats from 0 to 1.
+    """
+    ordinary, lows, highs = True, [], []
+    for stored in arrays:
+        for values in stored.read(PIECE) if stored.dtype != np.uint8 else ():
+            lowest, highest = values.min(), values.max()
+            if not np.isfinite(lowest) or not np.isfinite(highest):
+                raise InputError(f"{stored.name} reaches from {lowest} to {highest}; images are finite numbers")
+            ordinary &= bool(lowest >= 0 and highest <= _white(stored))
+            rows = values.reshape(len(values), -1)
+            few = int(RARE * rows.shape[1])
+            ordered = np.partition(rows, (few, rows.shape[1] - 1 - few), axis=1)
+            lows.append(float(ordered[:, few].min()))
+            highs.append(float(ordered[:, -1 - few].max()))
+    if ordinary:
+        return None
+    kinds = {_white(stored): stored for stored in arrays}
+    if len(kinds) > 1:
+        names = " and ".join(f"{stored.name} {stored.dtype}" for stored in kinds.values())
+        raise InputError(f"one scale cannot be found for arrays of different kinds: {names}")
+    return min(lows), max(highs)
+
+
+def _white(stored: Stored) -> int:
+    return 1 if stored.dtype.kind == "f" else 255
+
+
+def _read_images(stored: Stored, pixel_range: PixelRange | None) -> Iterator[Images]:
     channels_last = len(stored.shape) == 4 and _channels_last(stored.shape[1:])
-    highest = 1 if stored.dtype.kind == "f" else 255
+    highest = _white(stored)
     for values in stored.read(PIECE):
-        if not (values.min() >= 0 and values.max() <= highest):  # or not a number
+        if pixel_range and stored.dtype != np.uint8:
+            pixels = to_bytes(values, pixel_range)
+        elif not (values.min() >= 0 and values.max() <= highest):  # or not a number
             wanted = "floats from 0 to 1" if highest == 1 else "whole numbers from 0 to 255"
             raise InputError(f"{stored.name} reaches from {values.min()} to {values.max()}; images are {wanted}")
-        pixels = values.astype(np.uint8) if highest == 255 else (values * 255).round().astype(np.uint8)
+        else:
+            pixels = values.astype(np.uint8) if highest == 255 else (values * 255).round().astype(np.uint8)
         yield pixels.transpose(0, 3, 1, 2) if channels_last else pixels.reshape(len(pixels), -1, *pixels.shape[-2:])
 
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from capsnet.data.folder import read_folder
+from capsnet.data.framing import MEASURED, WantedRange
 from capsnet.data.hub import is_saved, read_hub
 from capsnet.data.idx import has_idx, read_idx
 from capsnet.data.image_set import ImageSet
@@ -21,23 +22,29 @@ NAMED_COLUMNS = re.compile(r"(?P<table>.+\.(?:csv|tsv|parquet)):(?P<paths>[^:]+)
 LARGEST_SIZE = 4096
 
 
-def read_path(place: str, split: str, size: tuple[int, int] | None, channels: int | None) -> ImageSet:
+def read_path(
+    place: str,
+    split: str,
+    size: tuple[int, int] | None,
+    channels: int | None,
+    pixel_range: WantedRange = MEASURED,
+) -> ImageSet:
     """The images at a path; that of a table may go on with the names of two columns, `TABLE:PATHS:LABELS`.
 
     Raises `InputError` if there is nothing, or nothing of which images are known to come.
     """
     named = NAMED_COLUMNS.fullmatch(place)
     if named and not os.path.exists(os.path.expanduser(place)):
-        return read_table(named["table"], split, size, channels, (named["paths"], named["labels"]))
+        return read_table(named["table"], split, size, channels, pixel_range, (named["paths"], named["labels"]))
     path = Path(os.path.expanduser(place))
     if os.path.isdir(path):
         read = read_hub if is_saved(path) else read_idx if has_idx(path) else read_folder
-        return read(place, split, size, channels)
+        return read(place, split, size, channels, pixel_range)
     if not os.path.isfile(path):
         raise InputError(f"there is no file or folder {place}")
     if path.suffix.lower() not in READERS:
         raise InputError(f"{place} is neither a folder nor a file of the kinds that are known: {', '.join(READERS)}")
-    return READERS[path.suffix.lower()](place, split, size, channels)
+    return READERS[path.suffix.lower()](place, split, size, channels, pixel_range)
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

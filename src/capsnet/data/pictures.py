@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +18,20 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from capsnet.allocator import give_back
-from capsnet.data.framing import Framing
+from capsnet.data.depth import (
+    DEEP_MODES,
+    by_parts,
+    is_costly,
+    is_deep,
+    lower_bytes,
+    measure_values,
+    to_bytes,
+    true_numbers,
+    whole_numbers,
+)
+from capsnet.data.framing import Framing, PixelRange
 from capsnet.data.image_set import ImageSet
+from capsnet.data.kinds import check_nothing_more, check_transparency, sample_of, what_it_is
 from capsnet.disk import NotAFileError, open_file
 from capsnet.errors import InputError, gist
 
@@ -68,7 +80,8 @@ def read_picture(
 
     Raises `InputError` if the file is missing, no picture, damaged or larger than `MAX_PIXELS`.
     """
-    return frame(decode_picture(Path(path), str(path)), shape, framing)
+    pixel_range = framing.pixel_range if framing else None
+    return frame(decode_picture(Path(path), str(path), pixel_range=pixel_range), shape, framing)
 
 
 def frame(
@@ -107,24 +120,43 @@ def decode_picture(
     *,
     max_pixels: int = MAX_PIXELS,
     formats: tuple[str, ...] = FORMATS,
+    pixel_range: PixelRange | None = None,
 ) -> Image.Image:
     """A picture, upright and on paper, as "L" if it is grey, else "RGB". Of `formats`, by Pillow's names.
 
-    Raises `InputError`, calling it by `name`, if it is missing, no picture, damaged or larger than `max_pixels`.
+    Of a picture of more than 8 bits a pixel, `pixel_range` is what becomes 0 and 255; what lies outside is cut off. By
+    default it is what the type can hold, 0 and 65,535, or, of floats, 0 and 1 if none is larger, else 0 and 255.
+
+    Raises `InputError`, calling it by `name`, if it is missing, no picture, damaged or larger than `max_pixels`, or if
+    there is more in it than colours and transparency: other bands, other pages.
     """
     with quiet_pillow(), _opened(source, name, max_pixels, formats) as picture, _turn_of(picture):
-        return _as_seen(picture)
+        return _as_seen(picture, name, pixel_range)
 
 
-def measure_picture(source: Path | io.BytesIO, name: str) -> tuple[int, int, bool]:
-    """Height and width of a picture as `decode_picture` would give it, and whether it is grey, from its first bytes.
+class Measured(NamedTuple):
+    """Size and channels of an image, and its lowest and highest number, None if that is an ordinary one of 8 bits."""
+
+    height: int
+    width: int
+    channels: int
+    pixel_range: PixelRange | None = None
+
+
+def measure_picture(source: Path | io.BytesIO, name: str, values: bool = True) -> Measured:
+    """What there is to know of a picture, as `decode_picture` gives it, before a set is made of it.
+
+    Only of pictures of more than 8 bits more is read than the first bytes, and not without `values`.
 
     Raises `InputError` as `decode_picture` does, but does not notice all damage.
     """
     with quiet_pillow(), _opened(source, name, MAX_PIXELS, FORMATS) as picture:
-        turned = picture.format != "TIFF" and picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        width, height = reversed(picture.size) if turned else picture.size
-        return height, width, picture.mode in GREY_MODES
+        deep = values and is_deep(picture)
+        with _turn_of(picture) if deep else contextlib.nullcontext():
+            pixel_range = measure_values(picture) if deep else None  # before Pillow loads a PNG to find its EXIF data
+            turned = picture.format != "TIFF" and picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            width, height = reversed(picture.size) if turned else picture.size
+            return Measured(height, width, 1 if picture.mode in GREY_MODES else 3, pixel_range)
 
 
 @contextlib.contextmanager
@@ -150,9 +182,12 @@ def _opened(
     try:
         # As a file without a name: some pictures Pillow would map into memory, and then turn what is there wrongly.
         with _file(source) as file, Image.open(file, formats=formats) as picture:
-            limit = min(max_pixels, MAX_PIXELS // 2) if picture.format in COSTLY_FORMATS else max_pixels
+            costly = picture.format in COSTLY_FORMATS or is_costly(picture)
+            limit = min(max_pixels, MAX_PIXELS // 2) if costly else max_pixels
             if picture.width * picture.height > limit:
                 raise InputError(f"{name} has {picture.width}×{picture.height} pixels; the limit is {limit:,}")
+            if picture.format == "TIFF":
+                check_nothing_more(picture, name)
             yield picture
     except FileNotFoundError:
         raise InputError(f"there is no picture {name}") from None
@@ -161,7 +196,8 @@ def _opened(
     except IsADirectoryError:
         raise InputError(f"{name} is a folder, not a picture") from None
     except UnidentifiedImageError:
-        raise InputError(f"{name} is not a picture that can be read (PNG, JPEG, … are)") from None
+        with _file(source) as file:
+            raise InputError(f"{name} is {what_it_is(file)}") from None
     except Image.DecompressionBombError:
         raise InputError(f"{name} has too many pixels; the limit is {max_pixels:,}") from None
     except InputError:
@@ -174,24 +210,34 @@ def _file(source: Path | io.BytesIO) -> contextlib.AbstractContextManager[IO[byt
     return contextlib.nullcontext(source) if isinstance(source, io.BytesIO) else open_file(source)
 
 
-def _as_seen(picture: Image.Image) -> Image.Image:
+def _as_seen(picture: ImageFile.ImageFile, name: str, pixel_range: PixelRange | None) -> Image.Image:
     """Upright, on paper, with 8 bits a pixel, grey or in colours, and of no more than about `MANY_PIXELS`.
 
     No step holds more than two copies of a picture.
     """
-    grey = picture.mode in GREY_MODES
-    picture.load()
-    ImageOps.exif_transpose(picture, in_place=True)
-    picture = _reduced(picture)
-    if picture.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would cut, not scale
-        picture = _in_bytes(np.asarray(picture), white=65535)
-    if picture.mode == "F":
-        values = np.asarray(picture)
+    grey, tiff = picture.mode in GREY_MODES, picture.format == "TIFF"
+    if sample_of(picture) == ("signed", 8) and pixel_range is None:
+        pixel_range = (-128, 127)
+    lower = lower_bytes(picture) if pixel_range else None
+    seen = picture if pixel_range is None else true_numbers(picture)
+    seen.load()
+    for half in (seen, lower):
+        if half is not None:
+            ImageOps.exif_transpose(half, in_place=True)
+    seen = _reduced(seen, lower, pixel_range)
+    if pixel_range and seen.mode in DEEP_MODES:
+        seen = Image.fromarray(to_bytes(np.asarray(seen), pixel_range))
+    if seen.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would cut, not scale
+        seen = _in_bytes(np.asarray(seen), white=65535)
+    if seen.mode == "F":
+        values = np.asarray(seen)
         highest = values.max(where=np.isfinite(values), initial=0)
-        picture = _in_bytes(values, white=1 if highest <= 1 else 255)
-    if picture.has_transparency_data:
-        picture = _on_paper(_as_mode(picture, "RGBA"))
-    return _as_mode(picture, "L" if grey else "RGB")
+        seen = _in_bytes(values, white=1 if highest <= 1 else 255)
+    if seen.has_transparency_data:
+        if tiff:
+            check_transparency(seen, name)
+        seen = _on_paper(_as_mode(seen, "RGBA"))
+    return _as_mode(seen, "L" if grey else "RGB")
 
 
 def _times_too_large(picture: Image.Image) -> int:
@@ -213,27 +259,42 @@ def _turn_of(picture: Image.Image) -> Iterator[None]:
             give_back()
 
 
-def _reduced(picture: Image.Image) -> Image.Image:
-    """In strips, so that no second copy is made of a picture that is large."""
+def _reduced(picture: Image.Image, lower: Image.Image | None, pixel_range: PixelRange | None) -> Image.Image:
+    """In strips, so that no second copy is made of a picture that is large. Colours of 16 bits then have 8."""
     times, (width, height) = _times_too_large(picture), picture.size
     if times < 2:
-        return picture
+        return picture if lower is None or pixel_range is None else _in_8_bits(picture, lower, pixel_range)
     rows = times * max(1, MANY_PIXELS // (times * width))
-    tops = range(0, height, rows)
-    strips = [_reduced_strip(picture.crop((0, top, width, min(top + rows, height))), times) for top in tops]
+    strips = []
+    for top in range(0, height, rows):
+        box = (0, top, width, min(top + rows, height))
+        strip = picture.crop(box)
+        if lower is not None and pixel_range:
+            strip = _in_8_bits(strip, lower.crop(box), pixel_range)
+        strips.append(_reduced_strip(strip, times, pixel_range))
     whole = Image.new(strips[0].mode, (strips[0].width, math.ceil(height / times)))
     whole.info = strips[0].info
-    for top, strip in zip(tops, strips, strict=True):
-        whole.paste(strip, (0, top // times))
+    for number, strip in enumerate(strips):
+        whole.paste(strip, (0, number * rows // times))
     return whole
 
 
-def _reduced_strip(strip: Image.Image, times: int) -> Image.Image:
-    if strip.mode.startswith("I;16"):  # which Pillow does not reduce
+def _reduced_strip(strip: Image.Image, times: int, pixel_range: PixelRange | None) -> Image.Image:
+    if strip.mode in DEEP_MODES and pixel_range:
+        strip = Image.fromarray(to_bytes(np.asarray(strip), pixel_range))
+    elif strip.mode.startswith("I;16"):  # which Pillow does not reduce
         strip = _in_bytes(np.asarray(strip), white=65535)
     elif strip.mode in ("1", "P"):  # whose numbers are no brightness
         strip = strip.convert("RGBA" if strip.has_transparency_data else "L" if strip.mode == "1" else "RGB")
     return strip.reduce(times)
+
+
+def _in_8_bits(upper: Image.Image, lower: Image.Image, pixel_range: PixelRange) -> Image.Image:
+    """Colours of 16 bits, scaled; transparency keeps its upper byte."""
+    picture = Image.fromarray(to_bytes(whole_numbers(upper, lower), pixel_range))
+    if upper.mode == "RGBA":
+        picture.putalpha(upper.getchannel("A"))
+    return picture
 
 
 def _as_mode(picture: Image.Image, mode: str) -> Image.Image:
@@ -242,9 +303,7 @@ def _as_mode(picture: Image.Image, mode: str) -> Image.Image:
 
 def _in_bytes(values: np.ndarray, white: int) -> Image.Image:
     """Numbers from 0 to `white` as grey from 0 to 255; what is no number is black."""
-    parts = np.array_split(values, 1 + values.size // 2**22)
-    finite = (np.nan_to_num(part.astype(np.float32), nan=0, posinf=0, neginf=0) for part in parts)
-    return Image.fromarray(np.concatenate([(part * 255 / white).clip(0, 255).astype(np.uint8) for part in finite]))
+    return Image.fromarray(by_parts(values, lambda part: part * 255 / white))
 
 
 def _on_paper(picture: Image.Image) -> Image.Image:

@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Int64, UInt8
 
 from capsnet.data.cache import found, kept, room
-from capsnet.data.framing import Framing
+from capsnet.data.framing import MEASURED, Framing, PixelRange, WantedRange
 from capsnet.data.image_set import ImageSet
-from capsnet.data.pictures import decode_picture, frame, measure_picture, quiet_pillow
-from capsnet.data.splits import check_classes
+from capsnet.data.pictures import Measured, decode_picture, frame, measure_picture, quiet_pillow
+from capsnet.data.splits import ALL, check_classes, classes_told
 from capsnet.errors import InputError, MissingSplitError
 from capsnet.streams import progress_console, tell
 from capsnet.text import printable
@@ -51,12 +51,12 @@ class Part(Protocol):
     @property
     def labels(self) -> Int64[np.ndarray, " count"]: ...
 
-    def measures(self) -> Iterator[Callable[[], tuple[int, int, int]]]:
-        """Tasks that give the height, width and channels of pictures."""
+    def measures(self, values: bool) -> Iterator[Callable[[], Measured]]:
+        """Tasks that measure pictures, what is in them only if `values`."""
         ...
 
-    def tasks(self, shape: Shape) -> Iterator[Callable[[], Images]]:
-        """Tasks that give the images of `shape`, in order."""
+    def tasks(self, shape: Shape, pixel_range: PixelRange | None) -> Iterator[Callable[[], Images]]:
+        """Tasks that give the images of `shape`, in order; numbers of `pixel_range` become 0 to 255."""
         ...
 
 
@@ -68,18 +68,18 @@ class Pictures:
     labels: Int64[np.ndarray, " count"]
     find: Callable[[int], Path | io.BytesIO]
 
-    def measures(self) -> Iterator[Callable[[], tuple[int, int, int]]]:
-        return (partial(self._measure, position) for position in range(len(self.names)))
+    def measures(self, values: bool) -> Iterator[Callable[[], Measured]]:
+        return (partial(self._measure, position, values) for position in range(len(self.names)))
 
-    def tasks(self, shape: Shape) -> Iterator[Callable[[], Images]]:
-        return (partial(self._read, position, shape) for position in range(len(self.names)))
+    def tasks(self, shape: Shape, pixel_range: PixelRange | None) -> Iterator[Callable[[], Images]]:
+        return (partial(self._read, position, shape, pixel_range) for position in range(len(self.names)))
 
-    def _measure(self, position: int) -> tuple[int, int, int]:
-        height, width, grey = measure_picture(self.find(position), self.names[position])
-        return height, width, 1 if grey else 3
+    def _measure(self, position: int, values: bool) -> Measured:
+        return measure_picture(self.find(position), self.names[position], values)
 
-    def _read(self, position: int, shape: Shape) -> Images:
-        return frame(decode_picture(self.find(position), self.names[position]), shape).numpy()[None]
+    def _read(self, position: int, shape: Shape, pixel_range: PixelRange | None) -> Images:
+        picture = decode_picture(self.find(position), self.names[position], pixel_range=pixel_range)
+        return frame(picture, shape).numpy()[None]
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ class Source:
     note: str = ""
     complete: bool = True
     """Whether each split must show each class."""
+    fewest: int = 2
+    """Classes that there must be."""
     framed: bool = True
     """Whether its pictures, where they have the images' size already, are to be taken as they are by `predict` too."""
 
@@ -102,15 +104,18 @@ def prepared(
     split: str,
     size: tuple[int, int] | None,
     channels: int | None,
+    pixel_range: WantedRange = MEASURED,
 ) -> ImageSet:
     """A split of the set at `place`, its images mapped from the cache, where it is made if it is not there.
 
     `identity` (anything that JSON can hold) tells its content from any other's. Tells on standard error what was made
     of the pictures, when that is done and when the training split is opened.
     """
-    entry, index, made = _entry(place, identity, describe, size, channels)
+    if split == ALL:
+        identity, split = [identity, ALL], "test"
+    entry, index, made = _entry(place, identity, describe, size, channels, pixel_range)
     if made or split == "train":
-        tell(index["told"])
+        tell_of_set(entry, index)
     if split not in index["counts"]:
         raise MissingSplitError(f"{place} has no {split} pictures; there are: {', '.join(index['counts'])}")
     shape = (index["counts"][split], *index["shape"])
@@ -119,36 +124,62 @@ def prepared(
     with warnings.catch_warnings():  # that the images cannot be written to is meant
         warnings.simplefilter("ignore")
         images = torch.from_numpy(pixels)
-    framing = Framing() if index["framed"] else None
+    scale = index["pixel_range"]
+    framing = Framing(pixel_range=scale and tuple(scale)) if index["framed"] or scale else None
     return ImageSet(images, torch.from_numpy(labels), tuple(index["classes"]), framing)
 
 
+def tell_of_set(entry: Path, index: Mapping[str, Any]) -> None:
+    """What was made of the pictures, and the classes, so that a set that was not meant so can be seen."""
+    labels = {split: np.fromfile(entry / f"{split}.labels", np.int64) for split in index["counts"]}
+    tell(index["told"])
+    tell(f"  {classes_told(index['classes'], labels)}")
+
+
 def _entry(
-    place: str, identity: Any, describe: Callable[[], Source], size: tuple[int, int] | None, channels: int | None
+    place: str,
+    identity: Any,
+    describe: Callable[[], Source],
+    size: tuple[int, int] | None,
+    channels: int | None,
+    pixel_range: WantedRange,
 ) -> tuple[Path, dict[str, Any], bool]:
-    for settings in product((None, size), (None, channels)) if size or channels else ():
-        # There may be these very images, of which nobody had to say the size or the colours.
+    for settings in product((None, size), (None, channels), (MEASURED, pixel_range)):
+        # There may be these very images, of which nobody had to say the size, the colours or the range.
         entry, index = found(_key(identity, *settings))
-        if index and channels in (None, index["shape"][0]) and size in (None, tuple(index["shape"][1:])):
+        if (
+            index
+            and channels in (None, index["shape"][0])
+            and size in (None, tuple(index["shape"][1:]))
+            and (pixel_range == settings[2] or index["pixel_range"] in (None, pixel_range and list(pixel_range)))
+        ):
             return entry, index, False
-    key = _key(identity, size, channels)
-    return kept(key, lambda folder: _make(folder, place, describe(), size, channels), place)
+    key = _key(identity, size, channels, pixel_range)
+    return kept(key, lambda folder: _make(folder, place, describe(), size, channels, pixel_range), place)
 
 
-def _key(identity: Any, size: tuple[int, int] | None, channels: int | None) -> Any:
-    return [identity, size, channels, PIL.__version__]  # what decodes now is what `predict` will decode with
+def _key(identity: Any, size: tuple[int, int] | None, channels: int | None, pixel_range: WantedRange) -> Any:
+    # What decodes now is what `predict` will decode with.
+    return [identity, size, channels, pixel_range, PIL.__version__]
 
 
 def _make(
-    folder: Path, place: str, source: Source, size: tuple[int, int] | None, channels: int | None
+    folder: Path,
+    place: str,
+    source: Source,
+    size: tuple[int, int] | None,
+    channels: int | None,
+    wanted: WantedRange,
 ) -> dict[str, Any]:
     labels = {split: part.labels for split, part in source.parts.items()}
-    check_classes(place, source.class_names, labels, source.complete)
+    check_classes(place, source.class_names, labels, source.complete, source.fewest)
     total = sum(map(len, labels.values()))
     with quiet_pillow(), ThreadPoolExecutor(min(THREADS, _processors())) as pool, Progress(place, total) as progress:
         try:
-            sizes = [] if size and channels and source.framed else _measure(place, pool, source)
+            known = size and channels and source.framed and wanted != MEASURED
+            sizes = [] if known else _measure(place, pool, source, wanted == MEASURED)
             shape = _choose_shape(sizes, size, channels)
+            pixel_range = _common_range(sizes) if wanted == MEASURED else wanted
             need = total * math.prod(shape)
             if need > room():
                 raise InputError(
@@ -156,13 +187,13 @@ def _make(
                 )
             damaged = Damaged(place, total)
             kept_labels = {
-                split: _write(folder / split, part, shape, pool, progress, damaged)
+                split: _write(folder / split, part, part.tasks(shape, pixel_range), pool, progress, damaged)
                 for split, part in source.parts.items()
             }
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    check_classes(place, source.class_names, kept_labels, source.complete)
+    check_classes(place, source.class_names, kept_labels, source.complete, source.fewest)
     counts = {split: len(own) for split, own in kept_labels.items()}
     median = _median(sizes) if sizes else None
     scaled = any(each[:2] != shape[1:] for each in sizes) or not sizes
@@ -170,23 +201,39 @@ def _make(
         "counts": counts,
         "shape": list(shape),
         "classes": source.class_names,
+        "pixel_range": pixel_range,
         "framed": scaled or source.framed,
-        "told": _told(place, source, counts, shape, median if scaled and not size else None, damaged.count),
+        "told": _told(place, source, counts, shape, median if scaled and not size else None, damaged.count)
+        + _range_told(pixel_range),
     }
 
 
-def _measure(place: str, pool: ThreadPoolExecutor, source: Source) -> list[tuple[int, int, int]]:
+def _measure(place: str, pool: ThreadPoolExecutor, source: Source, values: bool) -> list[Measured]:
     """Of each picture that can be read."""
-    measures = [measure for part in source.parts.values() for measure in in_parallel(pool, part.measures())]
+    measures = [measure for part in source.parts.values() for measure in in_parallel(pool, part.measures(values))]
     sizes = [measure for measure in measures if not isinstance(measure, InputError)]
     if not sizes:
         raise InputError(f"none of the {len(measures):,} pictures of {place} can be read; of the first: {measures[0]}")
     return sizes
 
 
-def _choose_shape(
-    sizes: list[tuple[int, int, int]], size: tuple[int, int] | None, channels: int | None
-) -> tuple[int, int, int]:
+def _common_range(measures: list[Measured]) -> PixelRange | None:
+    """One for all pictures, or None if all are ordinary; a picture by itself would be made as bright as any other."""
+    ranges = [measure.pixel_range for measure in measures if measure.pixel_range]
+    if not ranges:
+        return None
+    lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
+    return lowest, highest if highest > lowest else lowest + 1
+
+
+def _range_told(pixel_range: PixelRange | None) -> str:
+    if not pixel_range:
+        return ""
+    low, high = (f"{bound:,.6g}" for bound in pixel_range)
+    return f"; of more than 8 bits a pixel {low} to {high} became 0 to 255 (--pixel-range sets another range)"
+
+
+def _choose_shape(sizes: list[Measured], size: tuple[int, int] | None, channels: int | None) -> tuple[int, int, int]:
     """The median picture's size, or as much of it as `LARGEST_SIDE` allows; grey, if all pictures are grey."""
     channels = channels or max(each[2] for each in sizes)
     if size:
@@ -196,13 +243,17 @@ def _choose_shape(
     return channels, max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _median(sizes: list[tuple[int, int, int]]) -> tuple[int, int]:
-    height, width = (int(np.median([each[axis] for each in sizes])) for axis in range(2))
-    return height, width
+def _median(sizes: list[Measured]) -> tuple[int, int]:
+    return int(np.median([each.height for each in sizes])), int(np.median([each.width for each in sizes]))
 
 
 def _write(
-    path: Path, part: Part, shape: Shape, pool: ThreadPoolExecutor, progress: "Progress", damaged: "Damaged"
+    path: Path,
+    part: Part,
+    tasks: Iterator[Callable[[], Images]],
+    pool: ThreadPoolExecutor,
+    progress: "Progress",
+    damaged: "Damaged",
 ) -> Int64[np.ndarray, " count"]:
     """Append image after image to a file, and return the labels of those that could be read.
 
@@ -210,7 +261,7 @@ def _write(
     """
     whole, position = np.ones(len(part.labels), bool), 0
     with path.with_suffix(".images").open("wb") as file:
-        for images in in_parallel(pool, part.tasks(shape)):
+        for images in in_parallel(pool, tasks):
             done = 1 if isinstance(images, InputError) else len(images)
             if isinstance(images, InputError):
                 whole[position] = False

@@ -12,7 +12,7 @@ from capsnet.errors import InputError
 
 NAMES = {
     "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
+    "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
 """What the splits are called in people's folders, columns and arrays."""
@@ -20,8 +20,14 @@ NAMES = {
 TEST_SHARE = 0.2
 """Of each class, where nothing says which pictures are to test on."""
 
+ALL = "all"
+"""Of a set without splits of its own every picture, and of others the split to test on: for a run of another set."""
+
 DRAWN = f" ({TEST_SHARE:.0%} of each class)".replace("%", " %")
 """What is told of pictures to test on that were drawn."""
+
+MAX_CLASSES_TOLD, MAX_NAME_TOLD = 12, 40
+"""Of so many classes name and numbers are told, and so many letters of a name."""
 
 SEED = 0
 
@@ -71,16 +77,26 @@ def with_test(splits: Iterable[str]) -> dict[str, str]:
     return {split: renamed.get(split, split) for split in NAMES if split in there}
 
 
+def to_test_on(splits: Iterable[str]) -> str | None:
+    """Which of a set's own splits is to test on, if there is one: `test`, or else `val`."""
+    there = set(splits)
+    return next((split for split in ("test", "val") if split in there), None)
+
+
 def check_classes(
-    place: str, class_names: Sequence[str], labels: Mapping[str, Int64[np.ndarray, " count"]], complete: bool = True
+    place: str,
+    class_names: Sequence[str],
+    labels: Mapping[str, Int64[np.ndarray, " count"]],
+    complete: bool = True,
+    fewest: int = 2,
 ) -> None:
-    """Raises `InputError` if there is one class only, if labels are none of the classes, or if a class is missing.
+    """Raises `InputError` if there are too few classes, if labels are none of the classes, or if a class is missing.
 
     Unless `complete`, a split need not have pictures of every class.
     """
     if not class_names:
         raise InputError(f"there are no pictures in {place}")
-    if len(class_names) < 2:
+    if len(class_names) < fewest:
         raise InputError(f"{place} has one class only, {class_names[0]!r}; there must be at least 2 to tell apart")
     for split, own in labels.items():
         if not len(own):
@@ -95,6 +111,23 @@ def check_classes(
                 f"the class {class_names[missing[0]]!r} of {place} has no pictures in {split}"
                 + (f", but has in {others[0]}; each must show the same classes" if others else "")
             )
+
+
+def classes_told(class_names: Sequence[str], labels: Mapping[str, Int64[np.ndarray, " count"]]) -> str:
+    """Names of the first few classes, and how many pictures each has in each split: `train + test: cats 8 + 2, …`."""
+    last = len(class_names)  # what a damaged cache has beyond is refused when a set is made of it
+    counts = [np.bincount(own[(own >= 0) & (own < last)], minlength=last) for own in labels.values()]
+    told = [
+        f"{shortened(name)} {' + '.join(f'{own[number]:,}' for own in counts)}"
+        for number, name in enumerate(class_names[:MAX_CLASSES_TOLD])
+    ]
+    more = len(class_names) - len(told)
+    return f"{' + '.join(labels)}: {', '.join(told)}{f' and {more:,} classes more' if more else ''}"
+
+
+def shortened(text: str) -> str:
+    """Short enough for a line that tells of it."""
+    return text if len(text) <= MAX_NAME_TOLD else f"{text[: MAX_NAME_TOLD - 1]}…"
 
 
 def in_order(names: Iterable[str]) -> list[str]:

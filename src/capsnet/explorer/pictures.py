@@ -41,7 +41,9 @@ def read_url(url: object, shape: tuple[int, int, int], framing: Framing) -> UInt
 def read_bytes(content: bytes, shape: tuple[int, int, int], framing: Framing) -> UInt8[Tensor, "channels height width"]:
     """The picture that is the content of a file, as `read_url` has it."""
     check_size(len(content))
-    picture = decode_picture(io.BytesIO(content), "the picture", max_pixels=MAX_PIXELS, formats=FORMATS)
+    picture = decode_picture(
+        io.BytesIO(content), "the picture", max_pixels=MAX_PIXELS, formats=FORMATS, pixel_range=framing.pixel_range
+    )
     return frame(picture, shape, framing)
 
 

@@ -174,5 +174,5 @@ def _grid(features: tuple[int, int], kernel_size: int, image: tuple[int, int]) -
     raise InputError(
         f"images of {image[0]}×{image[1]} pixels leave no grid of primary capsules{behind}; with "
         f"{kernel_size}×{kernel_size} kernels the smallest size is {smallest}×{smallest}{larger}, "
-        f"and the largest kernel_size for these is {(min(features) + 1) // 2}"
+        f"and in Python the largest kernel_size for these is {(min(features) + 1) // 2}"
     )

@@ -35,7 +35,7 @@ class PoolingCNN(nn.Module):
             smallest = 4 if padding else 20
             raise InputError(
                 f"images of {sides[0]}×{sides[1]} pixels are too small for two poolings; "
-                f"the smallest size is {smallest}×{smallest}"
+                f"the smallest size is {smallest}×{smallest} (--size {smallest})"
             )
         first, second, dense = (scaled(size, width) for size in (512, 256, 1024))
         self.features = nn.Sequential(  # the greatest, then ReLU: the same as ReLU first, with a quarter of the work

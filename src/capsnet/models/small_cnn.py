@@ -38,7 +38,7 @@ class SmallCNN(nn.Module):
             smallest = 1 << len(channels)
             raise InputError(
                 f"images of {height}×{width} pixels are too small for {len(channels)} poolings; "
-                f"the smallest size is {smallest}×{smallest}"
+                f"the smallest size is {smallest}×{smallest} (--size {smallest})"
             )
         stages: list[nn.Module] = []
         for before, after in zip((first, *channels), channels, strict=False):
