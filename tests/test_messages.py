@@ -104,4 +104,5 @@ for call in calls:
     lines = told.splitlines()
     assert len(lines) == 9
     assert all("ImageSet(images, labels, class_names)" in line for line in lines[:6])
-    assert all("image[None]" in line for line in lines[6:])
+    assert all("images[None]" in line for line in lines[6:8])
+    assert "takes images (B, C, H, W)" in lines[8]

@@ -225,7 +225,7 @@ def unread(monkeypatch):
         (["--width", "0"], "the width of a network is above 0"),
         (
             ["--size", "5"],
-            "the smallest size is 17×17 (--size 17), and in Python the largest kernel_size for these is 3",
+            "the smallest size is 17×17 (--size 17 makes your own pictures as large), and in Python the largest kernel_size for these is 3",
         ),
         (["--size", "24", "--stem", "9"], "a stem halves images 0 to 8 times, not 9"),
         (["--size", "24", "--iterations", "0"], "iterations must be 1 to 100"),
@@ -361,8 +361,8 @@ def test_splits_may_be_called_as_people_call_them(tmp_path):
     table = write_split_table(tmp_path)
     sizes = {split: len(capsnet.open_dataset(table, split)) for split in ("training", "validation", "Valid", "testing")}
     assert sizes == {"training": 8, "validation": 4, "Valid": 4, "testing": 4}
-    with pytest.raises(capsnet.InputError, match="unknown split 'dev'; there are: train, test, val"):
-        capsnet.open_dataset(table, "dev")
+    with pytest.raises(capsnet.InputError, match="unknown split 'rest'; there are: train, test, val, all"):
+        capsnet.open_dataset(table, "rest")
     with pytest.raises(capsnet.InputError, match=r"unknown split 'validation'; there are: train, test$"):
         capsnet.open_dataset("mnist", "validation")
 
@@ -376,10 +376,3 @@ def test_a_run_that_does_not_say_its_data_is_not_tested_on_others(tmp_path, caps
         assert (status, out) == (2, "")
         assert err == "capsnet: the run does not say what it was trained on; name its data set: --data\n"
     assert typed(capsys, "evaluate", tmp_path / "run", "--data", "mnist")[0] == 0
-
-
-def test_pictures_too_small_are_answered_with_a_size_that_is_not(tmp_path, capsys):
-    pets = write_folder(tmp_path / "pets")
-    status, _, err = typed(capsys, "train", "--data", pets, "--epochs", 1, "--width", 0.05, "--out", tmp_path / "run")
-    assert status == 2
-    assert "(--size 17 makes your own pictures as large)" in err

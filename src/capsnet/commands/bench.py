@@ -2,9 +2,10 @@
 
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from capsnet.checks import number, whole
+from capsnet.commands import optional
 from capsnet.devices import pick_device
 
 CPU_BATCH_SIZES = (32, 128, 256)
@@ -24,7 +25,7 @@ class Bench:
     """Turns that each side gets; more give steadier medians."""
     compiled: bool = False
     """Also the textbook under torch.compile, which takes minutes more; on a GPU it is always there."""
-    seconds: float | None = None
+    seconds: Annotated[float | None, optional("FLOAT")] = None
     """Leave out what has not begun after so many seconds; by default 80 on a GPU, where most of them go to the compiler
     of the textbook, and none on a CPU."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

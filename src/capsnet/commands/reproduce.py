@@ -31,7 +31,7 @@ class Reproduce:
     """Runs of each row, with the seeds 0, 1, …; by default as many as the row wants, mostly three."""
     epochs: Annotated[int | None, optional("INT")] = None
     """Train for so many epochs instead of the row's own; such runs get a line of their own."""
-    budget: float | None = None
+    budget: Annotated[float | None, optional("FLOAT")] = None
     """Seconds that all of it may take. The speed is measured, and each row gets as many of its epochs as there is time
     for."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

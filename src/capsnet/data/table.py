@@ -122,10 +122,10 @@ def _said(path: Path, named: tuple[str, str] | None, columns: Sequence[str], row
 
 
 def _not_known(path: Path, columns: Sequence[str], what: str, names: tuple[str, ...]) -> InputError:
-    there, more = _listed(columns), ""
+    more = f"; others are named in: {path}:PATHS:LABELS"
     if any(name.casefold().startswith("pixel") for name in columns):
         more = "; pixels themselves are read from an .npz archive: np.savez(FILE, images=…, labels=…)"
-    should = f"it should have one called {names[0]!r}, and has: {there}{more}; others are named in: {path}:PATHS:LABELS"
+    should = f"it should have one called {names[0]!r}, and has: {_listed(columns)}{more}"
     return InputError(f"{path} has no column that is known to hold {what}; {should}")
 
 
