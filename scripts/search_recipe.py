@@ -137,16 +137,23 @@ def network_settings(row: Row) -> list[str]:
     return ["width", *list(inspect.signature(MODELS[row.model]).parameters)[2:]]
 
 
+def _whole_config(model: str, config: dict[str, Any]) -> dict[str, Any]:
+    """With what the network has by default; tuples are lists, as in what was written down."""
+    parameters = inspect.signature(MODELS[model]).parameters.values()
+    whole = {each.name: each.default for each in parameters if each.default is not each.empty} | config
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in whole.items()}
+
+
 def as_table(entries: list[dict[str, Any]], present: Row) -> str:
     """The best first, those of one size together. Errors in percent, of held-out training images.
 
     Changes are those to the `present` row, which may have been another when the try was made.
     """
     lines = ["| images | epochs | changes | seed | held-out error | with shifts of 1 | seconds |", "|---" * 7 + "|"]
-    usual = {**asdict(present.recipe), **present.definition()["config"]}
+    usual = {**asdict(present.recipe), **_whole_config(present.model, present.config)}
     for entry in sorted(entries, key=lambda entry: (str(entry["limit"]), entry["recipe"]["epochs"], entry["error"])):
         recipe = asdict(Recipe(**entry["recipe"]))  # with the settings that came later
-        made = {**recipe, **entry["config"]}
+        made = {**recipe, **_whole_config(entry["model"], entry["config"])}
         apart = ("epochs", "seed")
         changes = [f"{name}={value}" for name, value in made.items() if value != usual.get(name) and name not in apart]
         cells = [entry["limit"] or "all", recipe["epochs"], " ".join(changes) or "none", recipe["seed"]]

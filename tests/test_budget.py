@@ -56,27 +56,24 @@ def test_a_run_takes_as_long_as_was_measured(tiny):
 
 
 def test_steps_are_timed_as_they_will_be_done(tiny, monkeypatch):
-    """At their batch size, and as many in all as decide whether they are compiled; a pause in each is seen."""
-    asked = []
+    """At their batch size, and as many in all as decide whether they are taken at once; a pause in each is seen."""
+    sizes, asked = [], []
     monkeypatch.setattr(budget, "TIMED", 1)
-    training_loss = training.training_loss
+    loss_and_sums = training.TrainingModule.loss_and_sums
 
-    def slow(model, device, steps):
-        def loss(images, *others):
-            time.sleep(0.2)
-            asked.append((len(images), steps))
-            return training_loss(model, device, steps)(images, *others)
+    def slow(self, batch, part):
+        time.sleep(0.2)
+        sizes.append(len(batch.images))
+        return loss_and_sums(self, batch, part)
 
-        return loss
-
-    monkeypatch.setattr(training, "training_loss", slow)
+    monkeypatch.setattr(training.TrainingModule, "loss_and_sums", slow)
+    monkeypatch.setattr(training, "worth_at_once", lambda device, steps: asked.append(steps) or 1)
     row = replace(TINY, recipe=replace(TINY.recipe, epochs=50))
     found = measure(row, 1, TableSettings())
     assert 0.6 <= found.epoch < 3
     assert found.start >= 0.2
-    sizes, steps = zip(*asked, strict=True)
     assert set(sizes) == {32}
-    assert min(steps) >= 50 * 3
+    assert min(asked) >= 50 * 3
 
 
 def test_a_budget_chooses_the_epochs_and_all_seeds_of_a_row_have_the_same(tiny, capsys, monkeypatch):

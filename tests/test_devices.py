@@ -1,4 +1,4 @@
-"""What a GPU is asked to do, as far as a machine without one can tell: the compiled loss is the loss."""
+"""What a GPU is asked to do, as far as a machine without one can tell; and that every loss can be compiled."""
 
 import shutil
 
@@ -7,7 +7,6 @@ import torch
 from process import run_python
 
 import capsnet
-from capsnet import devices, training
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -15,36 +14,6 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 def small():
     torch.manual_seed(0)
     return capsnet.CapsNet((1, 28, 28), 10, conv_channels=8, primary_types=2, decoder_hidden=(16, 16))
-
-
-def test_only_long_runs_on_a_gpu_with_compilers_are_compiled(monkeypatch):
-    compiled = []
-    monkeypatch.setattr(torch, "compile", lambda function, **options: compiled.append(options) or function)
-    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(devices.shutil, "which", lambda name: name)
-    model = small()
-    for device, steps in ((CPU, 10**6), (CUDA, 100)):
-        assert devices.training_loss(model, device, steps) == model.loss
-    assert not compiled
-    devices.training_loss(model, CUDA, 10**6)
-    assert compiled == [{"mode": "reduce-overhead", "dynamic": False}]
-    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
-    assert not devices.has_compiler(CUDA)
-
-
-def test_training_goes_through_it_but_for_a_smaller_last_batch(monkeypatch):
-    digits = capsnet.open_dataset("mnist", "test").select(slice(40))
-    asked, sizes = [], []
-
-    def training_loss(model, device, steps):
-        asked.append((device.type, steps))
-        return lambda images, *others: sizes.append(len(images)) or model.loss(images, *others)
-
-    monkeypatch.setattr(training, "training_loss", training_loss)
-    recipe = capsnet.Recipe(epochs=2, batch_size=16)
-    capsnet.fit(small(), digits, recipe, device="cpu", progress=False)
-    assert asked == [("cpu", 6)]
-    assert sizes == [16, 16] * 2
 
 
 def test_every_loss_is_compiled_as_a_whole_and_is_the_same():

@@ -52,8 +52,8 @@ def test_a_row_is_what_it_says(name):
     else:
         assert "CNN" in row.about
     affine = ("rotation", "scale", "shear")
-    own = {"expanded-mnist": (*affine, "stop_at_error"), "multimnist": (*affine, "learning_rate")}
-    of_the_set = ("max_shift", *own.get(row.data, ()))
+    own = {"expanded-mnist": (*affine, "stop_at_error"), "multimnist": affine}
+    of_the_set = ("max_shift", *own.get(row.data, ()), *(["batch_size"] if row.config.get("batch_norm") else []))
     otherwise = replace(row.recipe, **{part: getattr(rows.BEST, part) for part in of_the_set})
     assert ("best" in name) == (otherwise == rows.BEST)
     assert ("best recipe" in row.about) == ("best" in name)

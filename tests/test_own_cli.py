@@ -225,7 +225,7 @@ def unread(monkeypatch):
         (["--width", "0"], "the width of a network is above 0"),
         (
             ["--size", "5"],
-            "the smallest size is 17×17 (--size 17 makes your own pictures as large), and in Python the largest kernel_size for these is 3",
+            "17×17 (--size 17 makes your own pictures as large), and in Python the largest kernel_size for these is 3",
         ),
         (["--size", "24", "--stem", "9"], "a stem halves images 0 to 8 times, not 9"),
         (["--size", "24", "--iterations", "0"], "iterations must be 1 to 100"),

@@ -1,17 +1,11 @@
 """Where to compute, and how a training step is computed there."""
 
-import importlib.util
-import shutil
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 
 from capsnet.errors import InputError
-from capsnet.models import Model
 
-_WORTH_COMPILING = 5000
-"""Training steps that repay compiling. An estimate: no GPU was at hand to measure it."""
 STEPS_AT_ONCE = 50
 """Training steps that a GPU takes in one go."""
 
@@ -48,22 +42,6 @@ def seed_generators(seed: int, device: torch.device) -> None:
 def training_precision(device: torch.device) -> Literal["32-true", "bf16-mixed"]:
     """As Lightning names it: float32, on a GPU with bfloat16 where that is enough."""
     return "bf16-mixed" if device.type == "cuda" else "32-true"
-
-
-def has_compiler(device: torch.device) -> bool:
-    """Whether `torch.compile` can make kernels for this GPU: it wants Triton, and that a C compiler."""
-    there = any(map(shutil.which, ("cc", "gcc", "clang")))
-    return device.type == "cuda" and there and importlib.util.find_spec("triton") is not None
-
-
-def training_loss(model: Model, device: torch.device, steps: int) -> Callable:
-    """`model.loss`, for so many steps on batches of one size.
-
-    On a GPU it is compiled, which fuses what lies between the convolutions.
-    """
-    if steps < _WORTH_COMPILING or not has_compiler(device):
-        return model.loss
-    return torch.compile(model.loss, dynamic=False)
 
 
 def worth_at_once(device: torch.device, steps: int) -> int:

@@ -31,7 +31,7 @@ from capsnet.cuda_graph import GraphedStep, can_capture
 from capsnet.data import ImageSet, PairSet, PosedSet, require_set
 from capsnet.data.image_set import prints_of
 from capsnet.data.pictures import Framing, measure_framing
-from capsnet.devices import pick_device, seed_generators, training_loss, training_precision, worth_at_once
+from capsnet.devices import pick_device, seed_generators, training_precision, worth_at_once
 from capsnet.errors import InputError, gist
 from capsnet.evaluation import missed_things
 from capsnet.health import PROBE
@@ -244,9 +244,6 @@ class TrainingModule(LightningModule):
         self.batches.move_to(self.device)
         self.batches.share_out(self.global_rank, self.trainer.world_size)
         self.model.train()
-        alone = self.trainer.world_size == 1
-        steps = self.batches.steps * self.recipe.epochs
-        self.loss = training_loss(self.model, self.device, steps) if alone else self.model.loss
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.seed(batch_idx)
@@ -269,8 +266,7 @@ class TrainingModule(LightningModule):
     def loss_and_sums(self, batch: Batch, part: Part) -> tuple[Loss, dict[str, torch.Tensor]]:
         """The loss of a batch, and what is summed over the images of an epoch."""
         images, labels, targets = batch
-        # The last batch of an epoch may be smaller; another size would be compiled anew.
-        loss = (self.loss if len(images) == self.recipe.batch_size else self.model.loss)(images, labels, targets)
+        loss = self.model.loss(images, labels, targets)
         sums = {"loss_mean": loss.total, **{f"{name}_loss": value for name, value in loss.parts.items()}}
         sums = {name: value.detach().float() * part.images for name, value in sums.items()}
         return loss, {**sums, **_count_errors(loss.scores, labels, part.images)}

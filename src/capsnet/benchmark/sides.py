@@ -10,12 +10,8 @@ from torch import Tensor
 from capsnet.batches import RawBatch
 from capsnet.benchmark.textbook import TextbookCapsNet
 from capsnet.cuda_graph import GraphedStep
-from capsnet.devices import training_loss
 from capsnet.models import CapsNet
 from capsnet.optimizer import AdamW
-
-LONG_RUN = 10**6
-"""Steps: our side is set up as for a run that repays whatever `fit` prepares before its first step."""
 
 
 class Steps(NamedTuple):
@@ -103,13 +99,12 @@ def _our_training_step(
 ) -> Callable[[], object]:
     """A step as `fit` takes it."""
     optimizer = AdamW(model.parameters(), weight_decay=0)
-    loss = training_loss(model, device, LONG_RUN)
 
     def step(images: Tensor, labels: Tensor) -> None:
         model.train()
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
-            total = loss(images, labels).total
+            total = model.loss(images, labels).total
         total.backward()
         optimizer.step()
 

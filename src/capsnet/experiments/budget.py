@@ -154,7 +154,7 @@ def measure(row: Row, seeds: int, settings: TableSettings) -> Pace:
     steps = math.ceil(len(train_set) / recipe.batch_size)
     few = min(steps, TIMED)
     model, watch = build_model(row.model, row.config), Stopwatch(few)
-    # Short epochs, but as many steps in all as the run has: that decides whether a step is compiled.
+    # Short epochs, but as many steps in all as the run has: that decides whether steps are taken at once.
     short = replace(recipe, epochs=2 + math.ceil(recipe.epochs * steps / few), stop_at_error=0.0)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_MeasuredError):
         fit(

@@ -78,6 +78,8 @@ def current_commit(root: Path = CHECKOUT) -> str | None:
     What is under results/ does not count: the runs write it themselves. A copy that is no checkout may know by `COPIED`
     what it was copied from.
     """
+    if (root / COPIED).exists() and runs.read_json(root / COPIED).get("code") == _digest(root):
+        return _copied_commit(root)  # known for certain, whatever Git's folder there may be of
     if not (root / ".git").exists():
         return _copied_commit(root) if (root / COPIED).exists() else None
     try:

@@ -28,6 +28,8 @@ def read_records(results: Path) -> list[dict[str, Any]]:
 def read_record(path: Path) -> dict[str, Any]:
     record = runs.read_json(path)
     wrong = [name for name, kind in FIELDS.items() if not isinstance(record.get(name), kind)]
+    if type(record.get("epochs")) not in (int, type(None)):  # none where a run has its own number
+        wrong.append("epochs")
     if wrong:
         raise InputError(f"{path} is damaged (see {', '.join(wrong)}); remove it, and the run is made again")
     return record

@@ -44,7 +44,7 @@ def measured(*keys: str) -> Measure:
             if not isinstance(value, dict) or key not in value:
                 return None
             value = value[key]
-        return value if is_number(value) else None
+        return float(value) if is_number(value) else None
 
     return read
 

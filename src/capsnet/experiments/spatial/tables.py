@@ -159,7 +159,7 @@ def _flat(measures: dict[str, Any], head: str = "") -> dict[str, float]:
         if isinstance(value, dict):
             flat |= _flat(value, f"{head}{name} / ")
         elif isinstance(value, int | float):
-            flat[f"{head}{name}"] = value
+            flat[f"{head}{name}"] = float(value)
     return flat
 
 
