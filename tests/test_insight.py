@@ -289,6 +289,15 @@ def luminance(colour):
     return np.dot(colour_to_rgb(colour), (0.299, 0.587, 0.114))
 
 
+def test_ticks_of_losses_are_numbers():
+    """Not formulas, which are not drawn as such: names of classes may look like some."""
+    figure = health.draw_health(health.History([1.0, 2.0], {"loss_mean": [0.7, 0.017]}))
+    style.as_bytes(figure, "png")
+    ticks = {tick.get_text() for which in ("major", "minor") for tick in figure.axes[0].get_yticklabels(which=which)}
+    assert {"0.5", "0.1", "0.02"} <= ticks
+    assert not any("$" in tick for tick in ticks)
+
+
 def test_figures_are_light_or_dark_in_png_and_svg(figures):
     assert len(figures) == 7
     for draw in figures.values():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from capsnet import runs
 from capsnet.functional import reconstruction_weight
@@ -88,5 +88,8 @@ def _finish(axis: Axes, title: str) -> None:
     axis.legend()
     if title == "loss":
         axis.set_yscale("log")
+        axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")  # Matplotlib's own are formulas, which names of classes must not be
+        axis.yaxis.set_minor_formatter("{x:g}")
     else:
         axis.set_ylim(bottom=0, top=1.03 if "shares" in title or "lengths" in title else None)
