@@ -113,3 +113,17 @@ def test_pairs_are_replayed_with_what_each_digit_looks_like(digits, replaying, m
     monkeypatch.setattr(training, "worth_at_once", lambda device, steps: 1)
     _, expected = trained(lambda: small(in_shape=(1, 36, 36)), pairs, recipe)
     assert_alike(rows, expected)
+
+
+def test_the_average_follows_a_stem_that_counts(digits, replaying, monkeypatch):
+    """Batch normalisation in a user's stem counts its batches; a count is taken over, not averaged."""
+
+    def build():
+        return small(stem=torch.nn.Sequential(torch.nn.Conv2d(1, 3, 1), torch.nn.BatchNorm2d(3)))
+
+    replayed, rows = trained(build, digits)
+    monkeypatch.setattr(training, "worth_at_once", lambda device, steps: 1)
+    plain, expected = trained(build, digits)
+    assert_alike(rows, expected)
+    for model in (plain, replayed):
+        assert int(model.state_dict()["stem.1.num_batches_tracked"]) == 14

@@ -219,7 +219,10 @@ def warmed_up_average(decay: float) -> Callable[[Sequence[torch.Tensor], Sequenc
     def update(averages: Sequence[torch.Tensor], currents: Sequence[torch.Tensor], updates: torch.Tensor) -> None:
         new = (9 / (10 + updates)).clamp(min=1 - decay)
         for average, current in zip(averages, currents, strict=True):
-            average.lerp_(current, new.to(average.dtype))
+            if average.is_floating_point():
+                average.lerp_(current, new.to(average.dtype))
+            else:  # a count, as a stem's batch normalisation keeps
+                average.copy_(current)
 
     return update
 
