@@ -69,8 +69,8 @@ def assert_alike(rows, expected):
         assert row == pytest.approx(right, rel=1e-5)
 
 
-def test_a_replayed_run_is_resumed_as_an_ordinary_one_is(digits, replaying, tmp_path):
-    undisturbed, _ = trained(small, digits, out=tmp_path / "undisturbed")
+def train_until_killed(digits, folder):
+    """In the middle of the second epoch."""
     raw_batch = Batches.raw_batch
 
     def stops(self, epoch, step):
@@ -79,7 +79,12 @@ def test_a_replayed_run_is_resumed_as_an_ordinary_one_is(digits, replaying, tmp_
         return raw_batch(self, epoch, step)
 
     with patched(Batches, "raw_batch", stops), pytest.raises(RuntimeError, match="plug"):
-        trained(small, digits, out=tmp_path / "killed")
+        trained(small, digits, out=folder)
+
+
+def test_a_replayed_run_is_resumed_as_an_ordinary_one_is(digits, replaying, tmp_path):
+    undisturbed, _ = trained(small, digits, out=tmp_path / "undisturbed")
+    train_until_killed(digits, tmp_path / "killed")
     resumed, _ = trained(small, digits, out=tmp_path / "killed", resume=True)
     for name, weight in undisturbed.state_dict().items():
         assert weight.equal(resumed.state_dict()[name]), name
@@ -87,15 +92,7 @@ def test_a_replayed_run_is_resumed_as_an_ordinary_one_is(digits, replaying, tmp_
 
 def test_a_run_that_began_on_a_gpu_goes_on_without_one(digits, replaying, tmp_path, monkeypatch):
     undisturbed, _ = trained(small, digits, out=tmp_path / "undisturbed")
-    raw_batch = Batches.raw_batch
-
-    def stops(self, epoch, step):
-        if epoch == 1 and step == 3:
-            raise RuntimeError("pulled the plug")
-        return raw_batch(self, epoch, step)
-
-    with patched(Batches, "raw_batch", stops), pytest.raises(RuntimeError, match="plug"):
-        trained(small, digits, out=tmp_path / "killed")
+    train_until_killed(digits, tmp_path / "killed")
     monkeypatch.setattr(training, "can_capture", lambda device: False)
     monkeypatch.setattr(training, "worth_at_once", lambda device, steps: 1)
     resumed, rows = trained(small, digits, out=tmp_path / "killed", resume=True)
