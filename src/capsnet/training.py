@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from capsnet import runs
+from capsnet.batch_norm import BatchNorm
 from capsnet.batches import Batch, Batches, Part, RawBatch, mix_seed
 from capsnet.callbacks import (
     Checkpoints,
@@ -259,6 +260,9 @@ class TrainingModule(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, torch.Tensor]:
         part = self.batches.train_part(batch_idx)
+        for layer in self.model.modules():
+            if isinstance(layer, BatchNorm):
+                layer.counts = part.images > 0
         loss, sums = self.loss_and_sums(self.batches.train_batch(self.current_epoch, batch_idx), part)
         # The processes' gradients are averaged; what is wanted is the mean over all images of the batch.
         return {"loss": loss.total * (part.share * self.trainer.world_size), **sums}
@@ -302,7 +306,7 @@ class GroupedTraining(TrainingModule):
     def __init__(self, model: Model, recipe: Recipe, average: MovingAverage | None) -> None:
         super().__init__(model, recipe)
         self.automatic_optimization = False
-        self.averages = [average] if average else []  # in a list, lest a copy of this module copy it too
+        self.averages = [average] if average else []
 
     def configure_optimizers(self) -> Any:
         return self.make_optimizer()
