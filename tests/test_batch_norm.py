@@ -1,9 +1,13 @@
 """Batch normalisation of the primary capsules: in training, folded at its end, shared by processes, in every file."""
 
 import copy
+import os
+import signal
+import warnings
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch.multiprocessing.spawn import spawn
 
 import capsnet
@@ -82,6 +86,26 @@ def test_a_model_that_was_never_folded_is_saved_loaded_and_copied(tmp_path):
         torch.testing.assert_close(copy.deepcopy(loaded)(images)[1], expected)
 
 
+class Interrupt(Callback):
+    """Ctrl-C in the third step."""
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_interrupted_and_resumed_it_gives_the_same_weights(tmp_path):
+    images, recipe = pictures(20), Recipe(epochs=2, batch_size=4, max_shift=1, ema_decay=0.9)
+    whole, begun, resumed = tiny(), tiny(), tiny()
+    rest = {"held_out": images, "progress": False, "device": "cpu"}
+    capsnet.fit(whole, images, recipe, **rest)
+    with pytest.raises(KeyboardInterrupt):
+        capsnet.fit(begun, images, recipe, out=tmp_path / "run", callbacks=[Interrupt()], **rest)
+    capsnet.fit(resumed, images, recipe, out=tmp_path / "run", resume=True, **rest)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
 def test_a_last_batch_of_one_image_on_a_grid_of_one_position_is_trained_on():
     model = CapsNet((1, 17, 17), 3, conv_channels=4, primary_types=2, decoder=False, batch_norm=True)
     rows = capsnet.fit(model, pictures(5, 17), Recipe(epochs=1, batch_size=4), progress=False, device="cpu")
@@ -92,6 +116,7 @@ def test_a_last_batch_of_one_image_on_a_grid_of_one_position_is_trained_on():
 def in_process(rank, x, place):
     """What one of three processes computes; the last has no image of the batch, and computes the first one's."""
     torch.set_num_threads(1)
+    warnings.simplefilter("error")
     torch.distributed.init_process_group("gloo", f"file://{place}/meeting", rank=rank, world_size=3)
     layer = BatchNorm(6, scale=0.5)
     layer.counts = rank < 2

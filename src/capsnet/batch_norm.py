@@ -3,7 +3,6 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 
 class BatchNorm(nn.Module):
@@ -52,7 +51,7 @@ class BatchNorm(nn.Module):
         """By the mean and variance over the images of all processes."""
         count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)
         sums = torch.cat([x.float().sum((0, 2, 3)), x.float().square().sum((0, 2, 3)), count]) * float(self.counts)
-        sums, squares, count = all_reduce(sums).split([x.shape[1], x.shape[1], 1])
+        sums, squares, count = _SumOverProcesses.apply(sums).split([x.shape[1], x.shape[1], 1])
         varies = count > 1
         mean = torch.where(varies, sums / count, self.running_mean)
         variance = torch.where(varies, (squares / count - mean.square()).clamp_min(0), self.running_var)
@@ -63,3 +62,17 @@ class BatchNorm(nn.Module):
         scale = self.weight * (variance + self.EPSILON).rsqrt()
         shift = self.bias - mean * scale
         return x * scale[:, None, None] + shift[:, None, None]
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """PyTorch's own is deprecated, and says so to each user."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> Tensor:
+        return _SumOverProcesses.forward(ctx, *grad_outputs)
