@@ -113,7 +113,7 @@ def fit(
             runs.make_folder(folder)
     steps = math.ceil(len(train_set) / recipe.batch_size)
     steps_at_once = worth_at_once(team.device, steps * recipe.epochs) if team.size == 1 else 1
-    if folder and resume:
+    if folder and writes and resume:  # other processes, on other machines, need not see the folder
         steps_at_once = _steps_at_once(folder)
         if steps_at_once > 1 and team.size > 1:
             raise InputError(f"the run {folder} was begun by one process on a GPU; go on with it by one process")
