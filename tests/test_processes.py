@@ -387,3 +387,13 @@ def test_other_processes_need_not_see_the_folder_of_a_run_that_is_gone_on_with(t
     model = capsnet.CapsNet((1, 28, 28), 10, conv_channels=8, primary_types=2, decoder=False)
     images = data.open_dataset("mnist", "train").first(4)
     assert capsnet.fit(model, images, out=tmp_path / "elsewhere", resume=True, device="cpu") == [{"epoch": 1}]
+
+
+def test_of_several_processes_the_first_reports_on_a_run_that_was_stopped_before(alone, here, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(alone, run)
+    (run / runs.REPORT).unlink()
+    monkeypatch.setattr(processes, "find_team", lambda *_: processes.Team(CPU, devices=2, rank=1))
+    with runs.locked(run):  # by the first
+        assert here("train", "--resume", "--out", run) == 0
+    assert not (run / runs.REPORT).exists()

@@ -103,7 +103,8 @@ def _said(path: Path, named: tuple[str, str] | None, columns: Sequence[str], row
         raise _not_there(path, columns, named[0] if names is None else named[1])
     given = [] if splits is None else [splits]
     classes = [column for column in range(len(columns)) if column not in (names, splits)]
-    if names is None or (labels is None and not (1 < len(classes) <= MOST_LABELS and path.suffix.lower() != ".parquet")):
+    may_be_flags = path.suffix.lower() != ".parquet" and 1 < len(classes) <= MOST_LABELS
+    if names is None or (labels is None and not may_be_flags):
         what, known = ("picture paths", PATHS) if names is None else ("labels", LABELS)
         raise _not_known(path, columns, what, known)
     if labels is not None:
