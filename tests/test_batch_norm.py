@@ -4,6 +4,7 @@ import copy
 import os
 import signal
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from torch.multiprocessing.spawn import spawn
 import capsnet
 from capsnet import data
 from capsnet.batch_norm import BatchNorm
+from capsnet.batches import Batches
 from capsnet.models import CapsNet
 from capsnet.recipe import Recipe
+from capsnet.training import TrainingModule
 
 
 def tiny(**settings):
@@ -111,6 +114,20 @@ def test_a_last_batch_of_one_image_on_a_grid_of_one_position_is_trained_on():
     rows = capsnet.fit(model, pictures(5, 17), Recipe(epochs=1, batch_size=4), progress=False, device="cpu")
     assert rows[0]["loss_mean"] > 0
     assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
+
+
+@pytest.mark.parametrize(("rank", "counts"), [(0, False), (1, True)])
+def test_of_two_processes_one_has_the_last_image_and_counts(monkeypatch, rank, counts):
+    recipe = Recipe(batch_size=4, max_shift=0)
+    batches = Batches(pictures(5), None, recipe)
+    batches.share_out(rank, 2)
+    for name, value in {"batches": batches, "current_epoch": 0, "trainer": SimpleNamespace(world_size=2)}.items():
+        monkeypatch.setattr(TrainingModule, name, value)
+    module = TrainingModule(tiny(), recipe)
+    module.training_step(None, 1)
+    assert module.model.primary.norm.counts is counts
+    module.training_step(None, 0)
+    assert module.model.primary.norm.counts
 
 
 def in_process(rank, x, place):

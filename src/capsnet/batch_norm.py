@@ -11,8 +11,9 @@ class BatchNorm(nn.Module):
     Before squash, with `scale` = 1/√dim, the vectors start about 1 long and the capsules about ½: where squash is
     steep, and a capsule can become longer and shorter. Without it nothing holds the scale of what is squashed, and
     capsules that are 0.99 long whatever the image shows hardly learn any more (docs/sizes.md). In training several
-    processes share the statistics of the whole batch; one whose images are none of it sets `counts` to False. In
-    evaluation the layer is an affine map of each channel, and so for a batch that has one value of each: it varies not.
+    processes share the statistics of the whole batch; one that has no image of it sets `counts` to False. In evaluation
+    the layer is an affine map of each channel. So it is for a batch with one value of each channel: that has no
+    variance.
     """
 
     MOMENTUM = 0.1
