@@ -216,6 +216,13 @@ def test_a_parquet_table(tmp_path, pictures):
     assert (train.class_names, len(train), len(test)) == (("cat", "dog"), 8, 2)
 
 
+@pytest.mark.parametrize("name", ["set.parquet", "SET.PARQUET"])
+def test_a_parquet_table_has_its_labels_in_one_column(tmp_path, pictures, name):
+    flags = {"cat": [0, 1] * 5, "dog": [1, 0] * 5}
+    place = write_parquet(tmp_path / name, path=columns_of(pictures)["path"], **flags)
+    assert "no column that is known to hold labels" in told(place)
+
+
 @pytest.mark.parametrize(
     ("labels", "names"),
     [

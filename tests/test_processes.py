@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from tiny import ODD, TINY, finish, start, wait_for
 
 import capsnet
-from capsnet import callbacks, cli, data, processes, runs
+from capsnet import callbacks, cli, data, processes, runs, training
 from capsnet.batches import Batches
 from capsnet.commands import train
 from capsnet.errors import ProcessLostError
@@ -378,3 +378,22 @@ def test_sums_of_two_processes_do_not_depend_on_the_checkpoints(monkeypatch):
     assert recorder.sums == {"errors": 0.0}
     recorder._add({"errors": torch.tensor(2.0)})
     assert recorder._gather(other) == {"errors": 2.0}
+
+
+def test_other_processes_need_not_see_the_folder_of_a_run_that_is_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "find_team", lambda *_: processes.Team(CPU, nodes=2, rank=1))
+    monkeypatch.setattr(training, "working_together", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(training, "_train", lambda *_: [{"epoch": 1}])
+    model = capsnet.CapsNet((1, 28, 28), 10, conv_channels=8, primary_types=2, decoder=False)
+    images = data.open_dataset("mnist", "train").first(4)
+    assert capsnet.fit(model, images, out=tmp_path / "elsewhere", resume=True, device="cpu") == [{"epoch": 1}]
+
+
+def test_of_several_processes_the_first_reports_on_a_run_that_was_stopped_before(alone, here, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(alone, run)
+    (run / runs.REPORT).unlink()
+    monkeypatch.setattr(processes, "find_team", lambda *_: processes.Team(CPU, devices=2, rank=1))
+    with runs.locked(run):  # by the first
+        assert here("train", "--resume", "--out", run) == 0
+    assert not (run / runs.REPORT).exists()

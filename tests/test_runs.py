@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import capsnet
-from capsnet import cli, runs
+from capsnet import callbacks, cli, runs
 from capsnet.evaluation import detect
 from capsnet.models import CapsuleDetector, CNNDetector, Detector, SmallCNN
 
@@ -274,6 +274,16 @@ def test_damaged_logs_are_refused(run, content):
             runs.read_metrics(run)
     else:
         assert runs.read_metrics(run) == []
+
+
+def test_a_run_that_a_later_version_went_on_with_has_its_later_figures_in_later_lines(run):
+    rows = [
+        {"epoch": 1, "seconds": 2.5, "images_per_second": 7.0},
+        {"epoch": 2, "seconds": 2.5, "images_per_second": 7.0},
+    ]
+    rows[1]["logit_std"] = 0.25
+    (run / runs.METRICS).write_bytes(callbacks._as_csv(rows))
+    assert runs.read_metrics(run) == rows
 
 
 @pytest.mark.parametrize("figure", ["NaN", "-Infinity", "1e999", "-1", "101", "true", '"5"', "[5]", "1" + "0" * 400])

@@ -3,7 +3,6 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 
 class BatchNorm(nn.Module):
@@ -12,7 +11,9 @@ class BatchNorm(nn.Module):
     Before squash, with `scale` = 1/√dim, the vectors start about 1 long and the capsules about ½: where squash is
     steep, and a capsule can become longer and shorter. Without it nothing holds the scale of what is squashed, and
     capsules that are 0.99 long whatever the image shows hardly learn any more (docs/sizes.md). In training several
-    processes share the statistics of the whole batch. In evaluation the layer is an affine map of each channel.
+    processes share the statistics of the whole batch; one that has no image of it sets `counts` to False. In evaluation
+    the layer is an affine map of each channel. So it is for a batch with one value of each channel: that has no
+    variance.
     """
 
     MOMENTUM = 0.1
@@ -20,6 +21,7 @@ class BatchNorm(nn.Module):
 
     def __init__(self, channels: int, scale: float) -> None:
         super().__init__()
+        self.counts = True
         self.weight = nn.Parameter(torch.full((channels,), scale))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.running_mean: Tensor
@@ -36,7 +38,7 @@ class BatchNorm(nn.Module):
             self.running_var,
             self.weight,
             self.bias,
-            training=self.training,
+            training=self.training and x.numel() > x.shape[1],
             momentum=self.MOMENTUM,
             eps=self.EPSILON,
         )
@@ -49,13 +51,29 @@ class BatchNorm(nn.Module):
     def _normalise_shared(self, x: Tensor) -> Tensor:
         """By the mean and variance over the images of all processes."""
         count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)
-        sums = torch.cat([x.float().sum((0, 2, 3)), x.float().square().sum((0, 2, 3)), count])
-        sums, squares, count = all_reduce(sums).split([x.shape[1], x.shape[1], 1])
-        mean = sums / count
-        variance = (squares / count - mean.square()).clamp_min(0)
+        sums = torch.cat([x.float().sum((0, 2, 3)), x.float().square().sum((0, 2, 3)), count]) * float(self.counts)
+        sums, squares, count = _SumOverProcesses.apply(sums).split([x.shape[1], x.shape[1], 1])
+        varies = count > 1
+        mean = torch.where(varies, sums / count, self.running_mean)
+        variance = torch.where(varies, (squares / count - mean.square()).clamp_min(0), self.running_var)
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.MOMENTUM)
-            self.running_var.lerp_(variance * count / (count - 1), self.MOMENTUM)
+            unbiased = torch.where(varies, variance * count / (count - 1), variance)
+            self.running_var.lerp_(unbiased, self.MOMENTUM)
         scale = self.weight * (variance + self.EPSILON).rsqrt()
         shift = self.bias - mean * scale
         return x * scale[:, None, None] + shift[:, None, None]
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """PyTorch's own is deprecated, and says so to each user."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> Tensor:
+        return _SumOverProcesses.forward(ctx, *grad_outputs)

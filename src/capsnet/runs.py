@@ -412,10 +412,12 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of `metrics.csv`, one for each epoch."""
+    """The lines of `metrics.csv`, one for each epoch; those of an earlier version may have fewer figures."""
     try:
         with io.TextIOWrapper(open_file(folder / METRICS), encoding="utf-8", newline="") as file:
-            rows = [{name: _finite(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            rows = [
+                {name: _finite(value) for name, value in row.items() if value != ""} for row in csv.DictReader(file)
+            ]
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise InputError(f"{folder / METRICS} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not all(row.get("epoch", 0) > 0 and row.get("seconds", 0) > 0 and "images_per_second" in row for row in rows):

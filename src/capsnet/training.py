@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from capsnet import runs
+from capsnet.batch_norm import BatchNorm
 from capsnet.batches import Batch, Batches, Part, RawBatch, mix_seed
 from capsnet.callbacks import (
     Checkpoints,
@@ -112,7 +113,7 @@ def fit(
             runs.make_folder(folder)
     steps = math.ceil(len(train_set) / recipe.batch_size)
     steps_at_once = worth_at_once(team.device, steps * recipe.epochs) if team.size == 1 else 1
-    if folder and resume:
+    if folder and writes and resume:  # other processes, on other machines, need not see the folder
         steps_at_once = _steps_at_once(folder)
         if steps_at_once > 1 and team.size > 1:
             raise InputError(f"the run {folder} was begun by one process on a GPU; go on with it by one process")
@@ -259,6 +260,9 @@ class TrainingModule(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, torch.Tensor]:
         part = self.batches.train_part(batch_idx)
+        for layer in self.model.modules():
+            if isinstance(layer, BatchNorm):
+                layer.counts = part.images > 0
         loss, sums = self.loss_and_sums(self.batches.train_batch(self.current_epoch, batch_idx), part)
         # The processes' gradients are averaged; what is wanted is the mean over all images of the batch.
         return {"loss": loss.total * (part.share * self.trainer.world_size), **sums}
@@ -302,7 +306,7 @@ class GroupedTraining(TrainingModule):
     def __init__(self, model: Model, recipe: Recipe, average: MovingAverage | None) -> None:
         super().__init__(model, recipe)
         self.automatic_optimization = False
-        self.averages = [average] if average else []  # in a list, lest a copy of this module copy it too
+        self.averages = [average] if average else []
 
     def configure_optimizers(self) -> Any:
         return self.make_optimizer()

@@ -103,7 +103,8 @@ class Train:
         torch.manual_seed(self.recipe.seed)
         model = self._build(test_set.image_shape, test_set.num_classes)
         if self.resume and (folder / runs.WEIGHTS).exists():
-            self._report_again(folder, test_set, device)
+            if not team.rank:
+                self._report_again(folder, test_set, device)
             return
         try:
             rows = fit(

@@ -103,7 +103,8 @@ def _said(path: Path, named: tuple[str, str] | None, columns: Sequence[str], row
         raise _not_there(path, columns, named[0] if names is None else named[1])
     given = [] if splits is None else [splits]
     classes = [column for column in range(len(columns)) if column not in (names, splits)]
-    if names is None or (labels is None and not (1 < len(classes) <= MOST_LABELS and path.suffix != ".parquet")):
+    may_be_flags = path.suffix.lower() != ".parquet" and 1 < len(classes) <= MOST_LABELS
+    if names is None or (labels is None and not may_be_flags):
         what, known = ("picture paths", PATHS) if names is None else ("labels", LABELS)
         raise _not_known(path, columns, what, known)
     if labels is not None:
@@ -165,7 +166,7 @@ def _is_end(name: str, picture: str) -> bool:
 def _pictures_below(folder: Path) -> dict[str, list[str]]:
     """Paths of all pictures in a folder and in the folders in it, by their names with and without ending.
 
-    None where there are so many files that the table cannot be alone there.
+    Empty where there are so many files that the table cannot be alone there.
     """
     endings, found, count = picture_endings(), defaultdict(list), 0
     for place, folders, names in os.walk(folder):
