@@ -96,6 +96,7 @@ class Batches(LightningDataModule):
         self.recipe = recipe
         self.planned_epoch = -1
         self.whole_epoch: RawBatch | None = None
+        self.makes_whole: bool | None = None
         self.device = torch.device("cpu")
         self.rank, self.processes = 0, 1
 
@@ -177,7 +178,9 @@ class Batches(LightningDataModule):
             self.order = torch.randperm(count, generator=generator).to(data.device)
             self.augmentation = Augmentation(recipe, data.image_shape, count, generator, self.device)
         self.planned_epoch = epoch
-        self.whole_epoch = self._make_whole() if _has_room_for_epoch(data, self.device) else None
+        if self.makes_whole is None:  # asked once: later, the memory of the last epoch is not free
+            self.makes_whole = _has_room_for_epoch(data, self.device)
+        self.whole_epoch = self._make_whole() if self.makes_whole else None
 
     def _make_whole(self) -> RawBatch:
         """All images of an epoch, made a few thousand at a time: so a GPU is asked for much at once, and seldom."""

@@ -107,7 +107,7 @@ class Recorder(Callback):
             row |= vital_signs(pl_module.model, self.probe.images, self.probe.labels)
         row |= {
             "learning_rate": self.recipe.rate(trainer.global_step - 1, self.batches.steps),
-            "seconds": round(seconds, 2),
+            "seconds": max(round(seconds, 2), 0.01),
             "images_per_second": round(images / seconds, 1),
         }
         self.rows.append(row)
