@@ -27,8 +27,8 @@ DIM = -1  # of a capsule's numbers, in the layout of the output capsules
 # large card runs at once), warps, stages of the pipeline that loads.
 SHARES = {"images": 64, "columns": 64, "programs": 264, "num_warps": 8, "num_stages": 2}
 SUMS = {"images": 64, "columns": 64, "programs": 264, "num_warps": 8, "num_stages": 2}
-SUMS_AT_ONCE = {"images": 64, "columns": 256, "programs": 132, "num_warps": 8, "num_stages": 1}  # one tile is enough
-GRADIENTS = {"images": 64, "columns": 32, "programs": 264, "num_warps": 4, "num_stages": 1}
+SUMS_AT_ONCE = {"images": 64, "columns": 256, "programs": 132, "num_warps": 16, "num_stages": 1}  # one tile is enough
+GRADIENTS = {"images": 64, "columns": 32, "programs": 528, "num_warps": 4, "num_stages": 1}
 _FEW_PARTS = 8
 _LARGEST = 2**14  # numbers of a product's factor, which have to fit into the memory that a program's threads share
 
