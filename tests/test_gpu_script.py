@@ -110,10 +110,10 @@ def test_an_archive_with_a_damaged_record_is_refused_as_a_whole(dry_run, tmp_pat
 def test_the_script_ends_with_its_budget_and_still_leaves_an_archive(tmp_path):
     (tmp_path / "hang.py").write_text("import time\ntime.sleep(100)\n")
     started = time.monotonic()
-    told = gpu(tmp_path / "out", 13, PYTHON=sys.executable, CAPSNET=f"{sys.executable} {tmp_path / 'hang.py'}")
-    assert time.monotonic() - started < 23
-    # On a quick machine nothing has to be cut off: what hangs is not begun any more.
-    assert "cut off after" in told or "left out, no time is left" in told
+    told = gpu(tmp_path / "out", 20, PYTHON=sys.executable, CAPSNET=f"{sys.executable} {tmp_path / 'hang.py'}")
+    assert time.monotonic() - started < 30
+    assert "cut off after" in told
+    assert "left out, no time is left" in told
     with tarfile.open(tmp_path / "out" / ARCHIVE) as archive:
         assert "gpu/parts.txt" in archive.getnames()
 

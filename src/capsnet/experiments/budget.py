@@ -35,7 +35,7 @@ class Pace:
     row: Row
     seeds: int
     start: float
-    """Until the steps have their speed: data, model, compilation, warm-up."""
+    """Until the steps have their speed: data, model, kernels, warm-up."""
     epoch: float
     test: float
 

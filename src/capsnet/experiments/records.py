@@ -75,13 +75,12 @@ def is_current(record: dict[str, Any]) -> bool:
 def current_commit(root: Path = CHECKOUT) -> str | None:
     """The commit of the code that runs, marked if the tree was changed; None if it is no checkout.
 
-    What is under results/ does not count: the runs write it themselves. A copy that is no checkout may know by `COPIED`
-    what it was copied from.
+    What is under results/ does not count: the runs write it themselves. A copy knows by `COPIED` what it was copied
+    from, also if Git's folder there is another checkout's.
     """
-    if (root / COPIED).exists() and runs.read_json(root / COPIED).get("code") == _digest(root):
-        return _copied_commit(root)  # known for certain, whatever Git's folder there may be of
-    if not (root / ".git").exists():
-        return _copied_commit(root) if (root / COPIED).exists() else None
+    copied = _copied_commit(root) if (root / COPIED).exists() else None
+    if not (root / ".git").exists() or (copied and not copied.endswith(DIRTY)):
+        return copied
     try:
         head, changed = (
             subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
