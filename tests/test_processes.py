@@ -368,7 +368,7 @@ def test_sums_of_two_processes_do_not_depend_on_the_checkpoints(monkeypatch):
     # What the others have counted goes to the first process when it is gathered, and is not counted again.
     gathered = []
     digits = capsnet.open_dataset("mnist", "test").first(1)
-    recorder = callbacks.Recorder(recipe := capsnet.Recipe(), Batches(digits, None, recipe), None, digits)
+    recorder = callbacks.Recorder(Batches(digits, None, capsnet.Recipe()), None, digits)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: gathered.append(tensor.clone()))
     other = Trainer(logger=False, enable_checkpointing=False)
     monkeypatch.setattr(Trainer, "world_size", 2)

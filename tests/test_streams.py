@@ -41,7 +41,7 @@ def full():
 
 
 DIGIT = capsnet.ImageSet(torch.zeros(1, 1, 28, 28, dtype=torch.uint8), torch.zeros(1).long(), ("zero",))
-RECORDER = callbacks.Recorder(capsnet.Recipe(), Batches(DIGIT, None, capsnet.Recipe()), None, DIGIT)
+RECORDER = callbacks.Recorder(Batches(DIGIT, None, capsnet.Recipe()), None, DIGIT)
 GONE = [without_reader, without_terminal, full]
 
 

@@ -81,16 +81,10 @@ class Batches(LightningDataModule):
     run resumed in the middle of an epoch sees the batches that it would have seen.
     """
 
-    def __init__(
-        self,
-        train_set: ImageSet | PairSet,
-        held_out: ImageSet | PairSet | None,
-        recipe: Recipe,
-        steps_at_once: int = 1,
-    ) -> None:
+    def __init__(self, train_set: ImageSet | PairSet, held_out: ImageSet | PairSet | None, recipe: Recipe) -> None:
         super().__init__()
         self.steps = math.ceil(len(train_set) / recipe.batch_size)  # of an epoch
-        self.steps_at_once = steps_at_once
+        self.steps_at_once = 1  # that Lightning sees as one
         self.train_set = train_set
         self.held_out = held_out
         self.recipe = recipe

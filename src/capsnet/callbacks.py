@@ -24,7 +24,6 @@ from capsnet.data import ImageSet, Pairs
 from capsnet.errors import InputError
 from capsnet.health import vital_signs
 from capsnet.models import CapsNet
-from capsnet.recipe import Recipe
 from capsnet.runs import CHECKPOINT, METRICS, write_atomically
 from capsnet.signals import HANGUP, ending_signals
 from capsnet.streams import progress_console, tell
@@ -49,8 +48,7 @@ class Recorder(Callback):
     an undisturbed one would. Of several processes each has sums of its own, until they are gathered.
     """
 
-    def __init__(self, recipe: Recipe, batches: Batches, folder: Path | None, probe: ImageSet | Pairs) -> None:
-        self.recipe = recipe
+    def __init__(self, batches: Batches, folder: Path | None, probe: ImageSet | Pairs) -> None:
         self.batches = batches
         self.folder = folder
         self.probe = probe
@@ -106,7 +104,7 @@ class Recorder(Callback):
         if isinstance(pl_module.model, CapsNet):
             row |= vital_signs(pl_module.model, self.probe.images, self.probe.labels)
         row |= {
-            "learning_rate": self.recipe.rate(trainer.global_step - 1, self.batches.steps),
+            "learning_rate": self.batches.recipe.rate(trainer.global_step - 1, self.batches.steps),
             "seconds": max(round(seconds, 2), 0.01),
             "images_per_second": round(images / seconds, 1),
         }
@@ -377,7 +375,7 @@ class ShowProgress(Callback):
         fields: dict[str, Any] = {"epoch": self._epoch(trainer)}
         if batch_idx % 10 == 0:  # reading the loss makes a GPU wait
             fields["loss"] = f"{float(outputs['loss']):.4f}"
-            fields["rate"] = f"{task.speed * self.recorder.recipe.batch_size:,.0f}" if task.speed else "–"
+            fields["rate"] = f"{task.speed * self.recorder.batches.recipe.batch_size:,.0f}" if task.speed else "–"
         self.progress.update(self.task, completed=trainer.global_step, **fields)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

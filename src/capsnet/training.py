@@ -5,7 +5,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -111,19 +110,20 @@ def fit(
         else:
             runs.require_free(folder)
             runs.make_folder(folder)
-    steps = math.ceil(len(train_set) / recipe.batch_size)
-    steps_at_once = worth_at_once(team.device, steps * recipe.epochs) if team.size == 1 else 1
+    batches = Batches(train_set, held_out, recipe)
+    if team.size == 1:
+        batches.steps_at_once = worth_at_once(team.device, batches.steps * recipe.epochs)
     if folder and writes and resume:  # other processes, on other machines, need not see the folder
-        steps_at_once = _steps_at_once(folder)
-        if steps_at_once > 1 and team.size > 1:
+        batches.steps_at_once = _steps_at_once(folder)
+        if batches.steps_at_once > 1 and team.size > 1:
             raise InputError(f"the run {folder} was begun by one process on a GPU; go on with it by one process")
     with runs.locked(folder) if folder and writes else contextlib.nullcontext():
         if folder and writes and not resume:
             sections: dict[str, Any] = {"recipe": asdict(recipe), "classes": list(train_set.class_names)}
             sections |= {"image_shape": train_set.image_shape, "framing": asdict(_framing(train_set))}
             sections |= {"command": dict(command or {})}
-            if steps_at_once > 1:
-                sections["steps_at_once"] = steps_at_once
+            if batches.steps_at_once > 1:
+                sections["steps_at_once"] = batches.steps_at_once
             if isinstance(train_set, ImageSet):
                 sections["seen"] = list(prints_of(train_set.first(SEEN)))
             runs.require_free(folder)  # of two that started at once one has the lock, and has begun
@@ -133,19 +133,7 @@ def fit(
             runs.cleared_on_failure(folder) if folder and started else contextlib.nullcontext(),
             working_together(team),
         ):
-            rows = _train(
-                model,
-                train_set,
-                recipe,
-                held_out,
-                folder,
-                fingerprint,
-                team,
-                steps_at_once,
-                tensorboard,
-                progress,
-                callbacks,
-            )
+            rows = _train(model, batches, folder, fingerprint, team, tensorboard, progress, callbacks)
         if folder and writes:
             runs.save_weights(model, folder)
     return rows
@@ -153,21 +141,18 @@ def fit(
 
 def _train(
     model: Model,
-    train_set: ImageSet | PairSet,
-    recipe: Recipe,
-    held_out: ImageSet | PairSet | None,
+    batches: Batches,
     folder: Path | None,
     fingerprint: str,
     team: Team,
-    steps_at_once: int,
     tensorboard: bool,
     progress: bool,
     more_callbacks: Sequence[Callback],
 ) -> list[dict[str, Any]]:
     """From the folder's last checkpoint, if there is one, to the end."""
-    batches = Batches(train_set, held_out, recipe, steps_at_once)
+    recipe = batches.recipe
     average = MovingAverage(recipe.ema_decay) if recipe.ema_decay else None
-    recorder = Recorder(recipe, batches, folder, _cropped(train_set, recipe.crop).batch(0, PROBE))
+    recorder = Recorder(batches, folder, _cropped(batches.train_set, recipe.crop).batch(0, PROBE))
     checkpoints = Checkpoints(recorder, folder, fingerprint, speaks=team.rank == 0)
     callbacks: list[Callback] = [recorder, checkpoints]
     if average:
@@ -187,7 +172,7 @@ def _train(
             strategy="ddp" if team.size > 1 else "auto",
             precision=training_precision(team.device),
             max_epochs=recipe.epochs,
-            limit_val_batches=None if held_out else 0,
+            limit_val_batches=None if batches.held_out else 0,
             callbacks=callbacks,
             plugins=[reader, *([team.environment] if team.environment else [])],
             logger=TensorBoardLogger(folder, name="", version="tensorboard") if folder and tensorboard else False,
@@ -206,7 +191,7 @@ def _train(
                 raise InputError("this process was given another model, recipe or training set than the first one")
         try:
             trainer.fit(
-                GroupedTraining(model, recipe, average) if steps_at_once > 1 else TrainingModule(model, recipe),
+                GroupedTraining(model, recipe, average) if batches.steps_at_once > 1 else TrainingModule(model, recipe),
                 datamodule=batches,
                 ckpt_path=starts_from,
                 weights_only=True,
